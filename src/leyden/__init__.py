@@ -1,0 +1,3 @@
+"""Leyden: published training methods as parts for PyTorch Lightning."""
+
+__version__ = "0.1.0"

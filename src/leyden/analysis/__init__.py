@@ -1,0 +1,1 @@
+"""Functions on tensors, curves and models."""

@@ -1,0 +1,1 @@
+"""Paper, parts, experiment and evidence, as data with a reader."""

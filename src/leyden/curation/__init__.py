@@ -1,0 +1,1 @@
+"""Data made or chosen before training."""

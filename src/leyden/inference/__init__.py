@@ -1,0 +1,1 @@
+"""How outputs are drawn from a trained network."""
