@@ -1,5 +1,13 @@
 from .batch import Batch as Batch
 from .batch import Terms as Terms
 from .batch import require_keys as require_keys
+from .distributed import all_gather_rows as all_gather_rows
+from .distributed import all_reduce_mean as all_reduce_mean
+from .distributed import all_reduce_sum as all_reduce_sum
+from .distributed import rank as rank
+from .distributed import world_size as world_size
 from .network import Network as Network
 from .network import Outputs as Outputs
+from .random import normal as normal
+from .random import sample_keys as sample_keys
+from .random import uniform as uniform

@@ -1,0 +1,9 @@
+from .loader import EvalLoader as EvalLoader
+from .loader import ResumableLoader as ResumableLoader
+from .module import DataModule as DataModule
+from .sampler import GlobalBatchSampler as GlobalBatchSampler
+from .sampler import Order as Order
+from .sampler import Sequential as Sequential
+from .sampler import Shuffled as Shuffled
+from .sampler import Weighted as Weighted
+from .sampler import eval_batches as eval_batches

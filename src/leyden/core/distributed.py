@@ -1,0 +1,47 @@
+"""Sums and rows over all processes; without process group each function returns its input."""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+__all__ = ["all_gather_rows", "all_reduce_mean", "all_reduce_sum", "rank", "world_size"]
+
+
+def world_size() -> int:
+    """Number of processes, 1 without process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """Number of this process, 0 without process group."""
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def all_reduce_sum(tensor: Tensor) -> Tensor:
+    """Sum of a detached tensor over all processes; the input is left as it is."""
+    if world_size() == 1:
+        return tensor.detach()
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def all_reduce_mean(tensor: Tensor) -> Tensor:
+    """Mean of a detached tensor over all processes; the input is left as it is."""
+    return all_reduce_sum(tensor) / world_size()
+
+
+def all_gather_rows(tensor: Tensor) -> Tensor:
+    """Rows of all processes, in the order of their ranks; detached.
+
+    Args:
+        tensor: ``[N, ...]``; N must be the same everywhere.
+
+    Returns:
+        ``[N * world_size, ...]``.
+    """
+    if world_size() == 1:
+        return tensor.detach()
+    gathered = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
+    dist.all_gather_into_tensor(gathered, tensor.detach().contiguous())
+    return gathered

@@ -1,0 +1,114 @@
+"""Loaders of batches by sample number."""
+
+import random
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from leyden.core.batch import Batch
+from leyden.data.sampler import GlobalBatchSampler
+
+__all__ = ["EvalLoader", "ResumableLoader"]
+
+
+class _Fetch(Dataset):
+    """Turns (seed, sample numbers) into a batch with its ``index``."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitems__(self, request: tuple[int, list[int]]) -> Batch:
+        seed, indices = request
+        if get_worker_info() is not None:
+            # A data set may draw from the global generators; in a worker their state would depend on what was prefetched.
+            torch.manual_seed(seed)
+            np.random.seed(seed)  # noqa: NPY002
+            random.seed(seed)
+        if hasattr(self.dataset, "__getitems__"):
+            batch = self.dataset.__getitems__(indices)
+        else:
+            batch = default_collate([self.dataset[i] for i in indices])
+        return {**batch, "index": torch.tensor(indices)}
+
+
+def _as_is(batch: Batch) -> Batch:
+    return batch
+
+
+def _data_loader(dataset: Dataset, requests: Iterable[tuple[int, list[int]]], num_workers: int) -> DataLoader:
+    return DataLoader(
+        _Fetch(dataset),
+        batch_sampler=requests,  # type: ignore[arg-type]
+        collate_fn=_as_is,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=torch.cuda.is_available(),
+        generator=torch.Generator(),  # making an iterator must draw nothing from the global generator
+    )
+
+
+class EvalLoader:
+    """Iterates over fixed batches.
+
+    Args:
+        dataset: map-style; its samples are dicts of tensors, or it has ``__getitems__``, which returns whole batches.
+        batches: lists of sample numbers, such as `eval_batches` makes.
+        num_workers: number of loading processes.
+    """
+
+    def __init__(self, dataset: Dataset, batches: list[list[int]], *, num_workers: int = 0) -> None:
+        self.dataset = dataset
+        self.batches = batches
+        self._loader = _data_loader(dataset, list(enumerate(batches)), num_workers)
+
+    def __len__(self) -> int:
+        """Number of batches."""
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields the batches."""
+        return iter(self._loader)
+
+
+class ResumableLoader:
+    """Iterates over the rest of an epoch; its state is the position among the batches that were handed out.
+
+    Lightning saves and restores the state with its checkpoints, and calls ``sampler.set_epoch``. After a change of the
+    batch size, batches that workers had already prefetched at the old size are dropped and loaded again.
+
+    Args:
+        dataset: as in `EvalLoader`.
+        sampler: says which samples make the next batch.
+        num_workers: number of loading processes.
+    """
+
+    def __init__(self, dataset: Dataset, sampler: GlobalBatchSampler, *, num_workers: int = 0) -> None:
+        self.dataset = dataset
+        self.sampler = sampler
+        self._loader = _data_loader(dataset, sampler, num_workers)
+
+    def __len__(self) -> int:
+        """Number of batches in this epoch, those that were handed out included."""
+        return len(self.sampler)
+
+    def __iter__(self) -> Iterator[Batch]:
+        """Yields the batches; being a generator, it reads the epoch at the first batch: after ``set_epoch``."""
+        self.sampler.begin()
+        while not self.sampler.exhausted:
+            version = self.sampler.version
+            for batch in self._loader:
+                self.sampler.advance()
+                yield batch
+                if self.sampler.version != version:
+                    break
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the sampler."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores the state of the sampler."""
+        self.sampler.load_state_dict(state)

@@ -1,0 +1,145 @@
+"""The base of all DataModules: loaders on the resumable sampler, and augmentation on the device."""
+
+import os
+from abc import abstractmethod
+from collections.abc import Sized
+from typing import TYPE_CHECKING, Any, cast
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch.utils.data import Dataset
+
+from leyden.core.batch import Batch
+from leyden.core.random import sample_keys
+from leyden.data.loader import EvalLoader, ResumableLoader
+from leyden.data.sampler import GlobalBatchSampler, Order, eval_batches
+
+if TYPE_CHECKING:
+    from leyden.data.augment import Augment
+
+__all__ = ["DataModule"]
+
+
+class DataModule(LightningDataModule):
+    """Loaders for training, validation, test and prediction over map-style data sets.
+
+    A subclass implements `datasets` and sets ``num_classes`` where there are classes.
+
+    Args:
+        batch_size: samples of one *optimizer step*, over all processes and accumulated micro-batches: the same samples
+            make the same step on any number of processes.
+        eval_batch_size: samples of an evaluation batch, over all processes; ``batch_size`` if None.
+        num_workers: loading processes per training process.
+        drop_last: leave out the last, smaller training batch of an epoch.
+        order: order of the training samples; shuffled if None.
+        augment: changes training batches, on the device.
+        seed: seed of order and augmentation; that of ``seed_everything`` if None.
+    """
+
+    num_classes: int | None = None
+
+    def __init__(
+        self,
+        batch_size: int = 64,
+        *,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        drop_last: bool = True,
+        order: Order | None = None,
+        augment: "Augment | None" = None,
+        seed: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.drop_last = drop_last
+        self.order = order
+        self.augment = augment
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED", 0)) if seed is None else seed
+        self.sampler: GlobalBatchSampler | None = None
+        self._datasets: dict[str, Dataset] = {}
+
+    @abstractmethod
+    def datasets(self) -> dict[str, Dataset]:
+        """Returns the map-style data sets ``train``, ``val``, ``test`` and, if it is another, ``predict``.
+
+        Their samples are batches without the batch dimension; with ``__getitems__`` they return whole batches.
+        """
+
+    @property
+    def num_samples(self) -> int:
+        """Size of the training set: what per-sample memory is as long as."""
+        return len(cast(Sized, self.dataset("train")))
+
+    def dataset(self, split: str) -> Dataset:
+        """Returns one of the data sets, made on first use."""
+        if not self._datasets:
+            self._datasets = self.datasets()
+        if split == "predict" and split not in self._datasets:
+            split = "test"
+        if split not in self._datasets:
+            raise MisconfigurationException(f"{type(self).__name__} has no {split!r} data, only {list(self._datasets)}")
+        return self._datasets[split]
+
+    def setup(self, stage: str) -> None:
+        """Makes the data sets."""
+        self.dataset({"fit": "train", "validate": "val"}.get(stage, stage))
+
+    def train_dataloader(self) -> ResumableLoader:
+        """Training batches of this process."""
+        replicas = self._replicas()
+        self.sampler = GlobalBatchSampler(
+            self.num_samples,
+            self.batch_size,
+            order=self.order,
+            drop_last=self.drop_last,
+            seed=self.seed,
+            accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
+            **replicas,
+        )
+        return ResumableLoader(self.dataset("train"), self.sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> EvalLoader:
+        """Validation batches of this process."""
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> EvalLoader:
+        """Test batches of this process."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> EvalLoader:
+        """Batches to predict of this process."""
+        return self._eval_loader("predict")
+
+    def set_batch_size(self, batch_size: int) -> None:
+        """Resizes the global training batch from the next optimizer step on, and tells the trainer the new epoch length.
+
+        Raises:
+            ValueError: the size is out of range or cannot be shared equally.
+            MisconfigurationException: called before the training loader was made.
+        """
+        if self.sampler is None or self.trainer is None:
+            raise MisconfigurationException("set_batch_size can only be called during a fit")
+        self.sampler.batch_size = batch_size
+        loop = self.trainer.fit_loop
+        if loop._data_fetcher is not None and loop._combined_loader is not None:
+            # Lightning reads the length of an epoch only once, at its start.
+            loop.max_batches = loop._data_fetcher.length = len(loop._combined_loader)
+            if self.trainer.val_check_interval == 1.0:
+                self.trainer.val_check_batch = loop.max_batches
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Augments training batches."""
+        if self.augment is None or self.trainer is None or not self.trainer.training:
+            return batch
+        return self.augment(batch, sample_keys(self.seed, self.trainer.global_step, batch["index"]))
+
+    def _eval_loader(self, split: str) -> EvalLoader:
+        dataset = self.dataset(split)
+        batches = eval_batches(len(cast(Sized, dataset)), self.eval_batch_size, **self._replicas())
+        return EvalLoader(dataset, batches, num_workers=self.num_workers)
+
+    def _replicas(self) -> dict[str, Any]:
+        strategy = getattr(self.trainer, "strategy", None)
+        return dict(getattr(strategy, "distributed_sampler_kwargs", None) or {})
