@@ -1,6 +1,5 @@
 """Sums and rows over all processes; without process group each function returns its input."""
 
-import torch
 import torch.distributed as dist
 from torch import Tensor
 

@@ -23,7 +23,7 @@ class _Fetch(Dataset):
     def __getitems__(self, request: tuple[int, list[int]]) -> Batch:
         seed, indices = request
         if get_worker_info() is not None:
-            # A data set may draw from the global generators; in a worker their state would depend on what was prefetched.
+            # A data set may draw from the global generators, whose state in a worker depends on what was prefetched.
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002
             random.seed(seed)
@@ -34,7 +34,7 @@ class _Fetch(Dataset):
         return {**batch, "index": torch.tensor(indices)}
 
 
-def _as_is(batch: Batch) -> Batch:
+def _as_is(batch: Any) -> Any:
     return batch
 
 

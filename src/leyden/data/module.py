@@ -5,7 +5,7 @@ from abc import abstractmethod
 from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, cast
 
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import Dataset
 
@@ -17,7 +17,7 @@ from leyden.data.sampler import GlobalBatchSampler, Order, eval_batches
 if TYPE_CHECKING:
     from leyden.data.augment import Augment
 
-__all__ = ["DataModule"]
+__all__ = ["DataModule", "update_epoch_length"]
 
 
 class DataModule(LightningDataModule):
@@ -113,7 +113,7 @@ class DataModule(LightningDataModule):
         return self._eval_loader("predict")
 
     def set_batch_size(self, batch_size: int) -> None:
-        """Resizes the global training batch from the next optimizer step on, and tells the trainer the new epoch length.
+        """Resizes the global training batch from the next optimizer step on; the trainer learns the new epoch length.
 
         Raises:
             ValueError: the size is out of range or cannot be shared equally.
@@ -122,12 +122,7 @@ class DataModule(LightningDataModule):
         if self.sampler is None or self.trainer is None:
             raise MisconfigurationException("set_batch_size can only be called during a fit")
         self.sampler.batch_size = batch_size
-        loop = self.trainer.fit_loop
-        if loop._data_fetcher is not None and loop._combined_loader is not None:
-            # Lightning reads the length of an epoch only once, at its start.
-            loop.max_batches = loop._data_fetcher.length = len(loop._combined_loader)
-            if self.trainer.val_check_interval == 1.0:
-                self.trainer.val_check_batch = loop.max_batches
+        update_epoch_length(self.trainer)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augments training batches."""
@@ -143,3 +138,13 @@ class DataModule(LightningDataModule):
     def _replicas(self) -> dict[str, Any]:
         strategy = getattr(self.trainer, "strategy", None)
         return dict(getattr(strategy, "distributed_sampler_kwargs", None) or {})
+
+
+def update_epoch_length(trainer: Trainer) -> None:
+    """Makes the trainer read the number of batches of the running epoch again; by itself it does so only once."""
+    loop = trainer.fit_loop
+    if loop._data_fetcher is None or loop._combined_loader is None:
+        return
+    loop.max_batches = loop._data_fetcher.length = len(loop._combined_loader)
+    if trainer.val_check_interval == 1.0:
+        trainer.val_check_batch = loop.max_batches

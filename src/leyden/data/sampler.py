@@ -59,8 +59,8 @@ class Weighted(Order):
 class GlobalBatchSampler:
     """Hands each process its share of every global batch; can be cut anywhere, resized between steps and resumed.
 
-    The order of an epoch is a pure function of (seed, epoch), the position a count of global samples. One optimizer step
-    takes the next ``batch_size`` samples of the order, whatever the number of processes and of accumulated micro-batches:
+    The order of an epoch is a pure function of (seed, epoch), the position a count of global samples. One optimizer
+    step takes the next ``batch_size`` samples of the order, whatever the number of processes and accumulated batches:
     micro-batch ``m`` of process ``r`` is one of ``accumulate * num_replicas`` equal, consecutive pieces. So 1, 2 or 4
     processes see the same samples in the same step, and a run can be resumed on another number of them.
 
@@ -107,7 +107,7 @@ class GlobalBatchSampler:
         self.version = 0  # grows when what was planned so far no longer holds
         self._indices: Tensor | None = None
         self._resumed: dict[str, Any] | None = None
-        self._rewind()
+        self._cursor = self._micro = self._handed_out = 0
 
     @property
     def batch_size(self) -> int:
@@ -147,8 +147,8 @@ class GlobalBatchSampler:
         for name, here in (("num_samples", self.num_samples), ("seed", self.seed)):
             if state[name] != here and 0 < self._cursor < len(self._epoch_indices()):
                 raise ValueError(
-                    f"cannot resume within an epoch: the order of the samples was made with {name}={state[name]} and is "
-                    f"now asked for with {name}={here}"
+                    f"cannot resume within an epoch: the order of the samples was made with {name}={state[name]} "
+                    f"and is now asked for with {name}={here}"
                 )
 
     def advance(self) -> None:
@@ -173,7 +173,7 @@ class GlobalBatchSampler:
 
     def state_dict(self) -> dict[str, Any]:
         """Position and size; with an order that is not pure, also the indices of this epoch."""
-        state = {
+        state: dict[str, Any] = {
             "epoch": self.epoch,
             "cursor": self._cursor,
             "micro": self._micro,

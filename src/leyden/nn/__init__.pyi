@@ -1,0 +1,1 @@
+from .ema_teacher import EMATeacher as EMATeacher

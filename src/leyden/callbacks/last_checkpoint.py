@@ -1,0 +1,72 @@
+"""The checkpoint from which a run goes on."""
+
+import os
+from pathlib import Path
+from typing import Any, cast
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.loops.fetchers import _DataFetcher
+
+__all__ = ["LastCheckpoint"]
+
+
+class LastCheckpoint(Checkpoint):
+    """Writes ``checkpoints/last.ckpt`` in the run folder and keeps the one before it as ``previous.ckpt``.
+
+    It saves at the end of every epoch, when validation and the epoch's logs are done, and every ``every_n_steps``
+    between, but not just before a validation, which a run resumed from there would skip.
+
+    Args:
+        every_n_steps: optimizer steps between two checkpoints within an epoch; 0 saves at epochs' ends only.
+        dirpath: folder; ``checkpoints`` under the trainer's ``default_root_dir`` if None.
+
+    Raises:
+        ValueError: ``every_n_steps`` is negative.
+    """
+
+    def __init__(self, every_n_steps: int = 0, *, dirpath: str | None = None) -> None:
+        if every_n_steps < 0:
+            raise ValueError(f"every_n_steps must be at least 0, got {every_n_steps}")
+        self.every_n_steps = every_n_steps
+        self.dirpath = dirpath
+        self.last_model_path = ""
+        self._step = 0
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Notes the optimizer step from which the fit goes on."""
+        self._step = trainer.global_step
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves every ``every_n_steps`` optimizer steps."""
+        step = trainer.global_step
+        if not self.every_n_steps or step == self._step:
+            return
+        self._step = step
+        loop = trainer.fit_loop
+        if (
+            step % self.every_n_steps == 0
+            and not trainer.is_last_batch
+            and not loop.epoch_loop._should_check_val_fx(cast(_DataFetcher, loop._data_fetcher))
+        ):
+            self._save(trainer)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Saves."""
+        self._save(trainer)
+
+    def _save(self, trainer: Trainer) -> None:
+        if getattr(trainer, "fast_dev_run", False):
+            return
+        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        last, previous = folder / "last.ckpt", folder / "previous.ckpt"
+        if trainer.is_global_zero and last.is_file():
+            # a second name for the present file, so that there is a `last.ckpt` at every moment
+            link = folder / ".previous.ckpt"
+            link.unlink(missing_ok=True)
+            os.link(last, link)
+            link.replace(previous)
+        trainer.save_checkpoint(last)
+        self.last_model_path = str(last)

@@ -1,0 +1,397 @@
+"""The training step as a LightningModule that callbacks, networks, losses and optimizers plug into."""
+
+import inspect
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable
+from typing import Any, cast
+
+import torch
+from lightning.pytorch import LightningDataModule, LightningModule
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+from torchmetrics import MeanMetric, Metric, MetricCollection
+
+from leyden.core.batch import Batch, Terms
+from leyden.core.callback import MethodCallback
+from leyden.core.meter import NonFiniteLossError, TermMeter
+from leyden.core.network import Network, Outputs
+from leyden.core.taps import FeatureTaps
+
+__all__ = ["Method", "OptimizerCallable", "SchedulerCallable"]
+
+OptimizerCallable = Callable[[Iterable], Optimizer]
+SchedulerCallable = Callable[[Optimizer], LRScheduler]
+
+
+class Method(LightningModule, ABC):
+    """A way to make a training step: ``compute`` the outputs of a batch, then name the ``loss_terms`` to be summed.
+
+    A subclass overrides one of the two. A step of another shape (alternating, adversarial, bilevel) sets
+    ``automatic_optimization = False`` and overrides ``training_step``.
+
+    Args:
+        network: what is trained; ``forward`` runs it.
+        optimizer: makes the optimizer from parameter groups, such as ``functools.partial(torch.optim.AdamW, lr=1e-3)``.
+        scheduler: makes the learning-rate schedule, stepped after every optimizer step; a ``total_steps`` argument left
+            out is the number of optimizer steps of the fit. None keeps the rate constant.
+        compile: whether `torch.compile` compiles the network.
+
+    Attributes:
+        attached: trainable modules of callbacks, by name (see `attach`).
+        frozen: modules outside of training, by name (see `attach_frozen`).
+        taps: outputs of inner modules that training steps collect into ``Outputs.taps``; ask with ``taps.add(name)``.
+    """
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        optimizer: OptimizerCallable = torch.optim.AdamW,
+        scheduler: SchedulerCallable | None = None,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.optimizer = optimizer
+        self.scheduler = scheduler
+        self.attached = nn.ModuleDict()
+        self.taps = FeatureTaps(self)
+        self.frozen: dict[str, nn.Module] = {}
+        self._saved_frozen: set[str] = set()
+        self._lr_scales: dict[str, float] = {}
+        self._run_network = torch.compile(_features_and_logits) if compile else _features_and_logits
+        self._doors: tuple[list, list] | None = None
+        self._meter = TermMeter()
+        self._initial: dict[str, Any] = {}
+        self._saved_initial: dict[str, Any] | None = None
+        self.metrics = nn.ModuleDict()
+        for stage in ("val", "test"):
+            metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(), **self.make_metrics()}
+            self.metrics[stage] = MetricCollection(metrics, prefix=f"{stage}/", compute_groups=False)
+
+    # ---- what a subclass overrides
+
+    def compute(self, batch: Batch) -> Outputs:
+        """Runs the network on ``batch["input"]``."""
+        features, logits = self._run_network(self.network, batch["input"])
+        return Outputs(logits=logits, features=features)
+
+    @abstractmethod
+    def loss_terms(self, batch: Batch, outputs: Outputs) -> Terms:
+        """Returns named scalars, already weighted, whose sum is the loss; the main one is called ``task``."""
+
+    def make_metrics(self) -> dict[str, Metric]:
+        """Returns the metrics of validation and test, by name; called once for each of the two, by ``__init__``."""
+        return {}
+
+    def update_metrics(self, metrics: MetricCollection, batch: Batch, outputs: Outputs) -> None:
+        """Adds one evaluation batch to the metrics of `make_metrics`; ``loss`` is added for you."""
+
+    # ---- what a callback calls
+
+    def attach(self, name: str, module: nn.Module, *, lr_scale: float = 1.0) -> nn.Module:
+        """Takes in a module with trainable parts: moved, sharded, optimised and saved like the network.
+
+        To be called in ``setup``, before the optimizer is made. The same module may be attached again by a later fit.
+
+        Args:
+            name: name in ``attached`` and in the state dict.
+            module: the module.
+            lr_scale: its learning rate as a multiple of the network's.
+
+        Raises:
+            ValueError: the name is taken by another module.
+        """
+        if name in self.attached and self.attached[name] is not module:
+            raise ValueError(f"there is an attached module {name!r} already; choose one of your own")
+        self.attached[name] = module
+        self._lr_scales[name] = lr_scale
+        return module
+
+    def attach_frozen(self, name: str, module: nn.Module, *, save: bool = False) -> nn.Module:
+        """Takes in a module that is not trained, such as a teacher: moved with the method, and always in eval mode.
+
+        It gets no gradients and is no submodule: outside of the optimizer, of DDP and (unless ``save``) of checkpoints.
+
+        Args:
+            name: name in ``frozen``.
+            module: the module.
+            save: whether checkpoints hold its state (where it changes, as an average of weights does).
+
+        Raises:
+            ValueError: the name is taken by another module.
+        """
+        if name in self.frozen and self.frozen[name] is not module:
+            raise ValueError(f"there is a frozen module {name!r} already; choose one of your own")
+        self.frozen[name] = module.eval().requires_grad_(False).to(self.device)
+        if save:
+            self._saved_frozen.add(name)
+        return module
+
+    @property
+    def datamodule(self) -> LightningDataModule | None:
+        """The DataModule of the running fit or evaluation, if there is one."""
+        return getattr(self.trainer, "datamodule", None)
+
+    # ---- steps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Runs the network."""
+        return self.network(x)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Runs the doors of the callbacks around `compute` and `loss_terms`, and returns the sum of the terms."""
+        transforms, term_doors = self._doors or self._open_doors()
+        for transform in transforms:
+            batch = transform(self, batch)
+        with parametrize.cached():
+            if self.taps:
+                with self.taps.collect() as taps:
+                    outputs = self.compute(batch)
+                outputs.taps = taps
+            else:
+                outputs = self.compute(batch)
+            terms = self.loss_terms(batch, outputs)
+            for door in term_doors:
+                terms = door(self, batch, outputs, terms)
+        return self.sum_terms(terms, num_samples=len(outputs.logits))
+
+    def sum_terms(self, terms: Terms, *, num_samples: int) -> Tensor:
+        """Sums the terms, adds them to the epoch's means, and logs them in steps that the logger writes.
+
+        Raises:
+            NonFiniteLossError: a term is NaN or infinite.
+        """
+        try:
+            loss = self._meter.update(terms, num_samples=num_samples, step=self.global_step)
+            if self._is_logged_step():
+                self._meter.check()
+                values = {f"train/{name}": term.detach() for name, term in terms.items()} if len(terms) > 1 else {}
+                self.log_dict({"train/loss": loss.detach(), **values}, prog_bar=True)
+        except NonFiniteLossError as error:
+            raise self._with_last_checkpoint(error) from None
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the validation metrics."""
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch to the test metrics."""
+        self._evaluate("test", batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+        """Returns ``output`` and the ``index`` that says whose it is."""
+        return {"output": self.compute(batch).logits, "index": batch["index"]}
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        outputs = self.compute(batch)
+        metrics = self._stage_metrics(stage)
+        loss = torch.stack(list(self.loss_terms(batch, outputs).values())).sum()
+        metrics["loss"].update(loss, weight=len(outputs.logits))
+        self.update_metrics(metrics, batch, outputs)
+
+    def _log_metrics(self, stage: str) -> None:
+        metrics = self._stage_metrics(stage)
+        # every process has the same value: `max` synchronises without rounding
+        self.log_dict(metrics.compute(), sync_dist=True, reduce_fx=torch.max, prog_bar=stage == "val")
+        metrics.reset()
+
+    def _stage_metrics(self, stage: str) -> MetricCollection:
+        return cast(MetricCollection, self.metrics[stage])
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the validation metrics."""
+        self._log_metrics("val")
+
+    def on_test_epoch_end(self) -> None:
+        """Logs the test metrics."""
+        self._log_metrics("test")
+
+    # ---- optimizer and schedule
+
+    def configure_optimizers(self) -> Any:
+        """Makes the optimizer and the schedule that were given to ``__init__``."""
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
+        scales = [1.0]
+        for name, module in self.attached.items():
+            parameters = [p for p in module.parameters() if p.requires_grad]
+            if parameters:
+                groups.append({"params": parameters})
+                scales.append(self._lr_scales[name])
+        optimizer = self.optimizer(groups)
+        for group, scale in zip(optimizer.param_groups, scales, strict=False):
+            group["lr"] = group["lr"] * scale
+        if self.scheduler is None:
+            return optimizer
+        scheduler = self.scheduler(optimizer, **self._total_steps())
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _total_steps(self) -> dict[str, int]:
+        given = getattr(self.scheduler, "keywords", {})
+        takes_it = "total_steps" in given or "total_steps" in inspect.signature(self.scheduler).parameters  # type: ignore[arg-type]
+        if not takes_it or given.get("total_steps") is not None:
+            return {}
+        total_steps = self.trainer.estimated_stepping_batches
+        if total_steps == float("inf"):
+            raise MisconfigurationException(
+                "the schedule needs total_steps, which an endless fit does not have: set trainer.max_epochs or "
+                "trainer.max_steps, or the schedule's total_steps"
+            )
+        return {"total_steps": int(total_steps)}
+
+    # ---- life of a fit
+
+    def on_fit_start(self) -> None:
+        """Notes how optimizers and schedules look before a checkpoint changes them."""
+        self._doors = None
+        self._initial = _initial_state(self.trainer)
+
+    def on_train_start(self) -> None:
+        """Lets the optimizer and schedule arguments of this run win over those of the run that was resumed."""
+        if self._saved_initial is not None:
+            _apply_changes(self.trainer, self._saved_initial, self._initial)
+            self._saved_initial = None
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the means of the loss terms over the epoch."""
+        try:
+            self._meter.check()
+        except NonFiniteLossError as error:
+            raise self._with_last_checkpoint(error) from None
+        means = {f"train/{name}_epoch": value for name, value in self._meter.means().items()}
+        self._meter.reset()
+        # Written now and not by Lightning, which would do it after the checkpoint of this epoch is saved.
+        self.log_dict(means, logger=False, sync_dist=True, reduce_fx=torch.max)
+        for logger in self.loggers:
+            step = self.trainer.fit_loop.epoch_loop._batches_that_stepped - 1
+            logger.log_metrics({**means, "epoch": self.current_epoch}, step=step)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds sums of the running epoch and the frozen modules that asked for it; refuses to save after a bad loss."""
+        try:
+            self._meter.check()
+        except NonFiniteLossError as error:
+            raise self._with_last_checkpoint(error) from None
+        checkpoint["method"] = {
+            "meter": self._meter.state_dict(),
+            "frozen": {name: self.frozen[name].state_dict() for name in sorted(self._saved_frozen)},
+            "initial": self._initial,
+        }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Restores what `on_save_checkpoint` added.
+
+        Raises:
+            MisconfigurationException: the checkpoint's weights do not fit this module.
+        """
+        self._check_fit(checkpoint["state_dict"])
+        state = checkpoint.get("method")
+        if state is None:
+            return
+        self._meter.load_state_dict(state["meter"])
+        self._saved_initial = state["initial"]
+        for name, frozen_state in state["frozen"].items():
+            if name in self._saved_frozen:
+                self.frozen[name].load_state_dict(frozen_state)
+
+    def _check_fit(self, state: dict[str, Tensor]) -> None:
+        here = self.state_dict()
+        attached = {key for key in state.keys() - here.keys() if key.startswith("attached.")}
+        if attached and self._trainer is not None and not self.trainer.training:
+            for key in attached:  # parts of training callbacks that this run does without
+                del state[key]
+        for key in [*here, *state]:
+            if key not in state or key not in here:
+                lacks, has = ("the checkpoint", "the model") if key in here else ("the model", "the checkpoint")
+                raise MisconfigurationException(
+                    f"the checkpoint does not fit the model: {lacks} lacks {key!r} of {has}"
+                )
+            if state[key].shape != here[key].shape:
+                raise MisconfigurationException(
+                    f"the checkpoint does not fit the model: {key!r} has shape {tuple(state[key].shape)} in the "
+                    f"checkpoint and {tuple(here[key].shape)} in the model"
+                )
+
+    # ---- inner workings
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Sets an attribute; the one that Lightning sets tens of times a step goes past nn.Module's slow checks."""
+        if name == "_current_fx_name":
+            object.__setattr__(self, name, value)
+        else:
+            super().__setattr__(name, value)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Method":
+        # `.to()` and its kin move frozen modules too, though they are no submodules
+        super()._apply(fn, recurse)
+        for module in self.frozen.values():
+            module._apply(fn, recurse)
+        return self
+
+    def _open_doors(self) -> tuple[list, list]:
+        callbacks = [cb for cb in self.trainer.callbacks if isinstance(cb, MethodCallback)]  # type: ignore[attr-defined]
+        transforms = [cb.transform_batch for cb in callbacks if _overrides(cb, "transform_batch")]
+        terms = [cb.loss_terms for cb in callbacks if _overrides(cb, "loss_terms")]
+        self._doors = transforms, terms
+        return self._doors
+
+    def _is_logged_step(self) -> bool:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        return bool(every) and (self.trainer.fit_loop.epoch_loop._batches_that_stepped + 1) % every == 0
+
+    def _with_last_checkpoint(self, error: NonFiniteLossError) -> NonFiniteLossError:
+        paths = [getattr(callback, "last_model_path", "") for callback in self.trainer.checkpoint_callbacks]
+        path = next((path for path in paths if path), None)
+        return NonFiniteLossError(
+            f"{error}; " + (f"last good checkpoint: {path}" if path else "no checkpoint was saved yet")
+        )
+
+
+def _features_and_logits(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
+    features = network.features(x)
+    return features, network.head(features)
+
+
+def _overrides(callback: MethodCallback, name: str) -> bool:
+    return getattr(type(callback), name) is not getattr(MethodCallback, name)
+
+
+def _initial_state(trainer: Any) -> dict[str, Any]:
+    """Arguments of optimizers and schedules as they were made: what can be compared between two runs."""
+    plain = (int, float, bool, str, tuple, list, type(None))
+    return {
+        "optimizers": [
+            [
+                {k: v for k, v in group.items() if k != "params" and isinstance(v, plain)}
+                for group in optimizer.param_groups
+            ]
+            for optimizer in trainer.optimizers
+        ],
+        "schedulers": [
+            {k: v for k, v in config.scheduler.state_dict().items() if isinstance(v, plain) and not k.startswith("_")}
+            for config in trainer.lr_scheduler_configs
+        ],
+    }
+
+
+def _apply_changes(trainer: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
+    """Sets what differs between the two runs' arguments in the state that was loaded."""
+    for optimizer, old_groups, new_groups in zip(
+        trainer.optimizers, before["optimizers"], now["optimizers"], strict=False
+    ):
+        for group, old, new in zip(optimizer.param_groups, old_groups, new_groups, strict=False):
+            rate = "initial_lr" if "initial_lr" in new else "lr"
+            for key in new.keys() - {"lr", "initial_lr"}:
+                if new[key] != old.get(key):
+                    group[key] = new[key]
+            if new[rate] != old.get(rate):  # where the schedule stands is kept, its height changes
+                group["lr"] *= new[rate] / old[rate]
+                group[rate] = new[rate]
+    for config, old, new in zip(trainer.lr_scheduler_configs, before["schedulers"], now["schedulers"], strict=False):
+        for key in new.keys() - {"last_epoch"}:
+            if new[key] != old.get(key):
+                setattr(config.scheduler, key, new[key])

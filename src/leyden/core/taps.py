@@ -1,0 +1,67 @@
+"""Outputs of inner modules, by name."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from difflib import get_close_matches
+from typing import Any
+
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+__all__ = ["FeatureTaps"]
+
+
+class FeatureTaps:
+    """Collects what named modules return, only inside of `collect`.
+
+    Outside of `collect` (in validation, in another model's forward) the hooks do nothing, so that two passes cannot be
+    mixed up. A module called twice within one `collect` keeps its last output.
+
+    Args:
+        root: the module under which names are looked up, as in ``root.named_modules()``.
+        names: modules to tap; more with `add`.
+
+    Raises:
+        ValueError: there is no module of that name.
+    """
+
+    def __init__(self, root: nn.Module, names: Iterable[str] = ()) -> None:
+        self.root = root
+        self._handles: dict[str, RemovableHandle] = {}
+        self._store: dict[str, Any] | None = None
+        for name in names:
+            self.add(name)
+
+    def __len__(self) -> int:
+        """Number of tapped modules."""
+        return len(self._handles)
+
+    def add(self, name: str) -> None:
+        """Taps one more module; a second request for the same one changes nothing."""
+        if name in self._handles:
+            return
+        modules = dict(self.root.named_modules())
+        if name not in modules:
+            near = get_close_matches(name, modules, n=3) or list(modules)[1:6]
+            raise ValueError(f"there is no module {name!r} in {type(self.root).__name__}; near it: {', '.join(near)}")
+
+        def store(module: nn.Module, args: Any, output: Any) -> None:
+            if self._store is not None:
+                self._store[name] = output
+
+        self._handles[name] = modules[name].register_forward_hook(store)
+
+    def remove(self) -> None:
+        """Takes all hooks away."""
+        for handle in self._handles.values():
+            handle.remove()
+        self._handles.clear()
+
+    @contextmanager
+    def collect(self) -> Iterator[dict[str, Tensor]]:
+        """Gives the dict that forward passes inside of the ``with`` fill."""
+        store, self._store = self._store, {}
+        try:
+            yield self._store
+        finally:
+            self._store = store

@@ -1,0 +1,65 @@
+"""Classification: one class per sample."""
+
+from typing import Any, cast
+
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+from torchmetrics import Metric, MetricCollection
+from torchmetrics.classification import MulticlassAccuracy
+
+from leyden.core.batch import Batch, Terms, require_keys
+from leyden.core.method import Method
+from leyden.core.network import Network, Outputs
+
+__all__ = ["Classification"]
+
+
+class Classification(Method):
+    """Trains a network to classify; logs loss and accuracy.
+
+    The target is int64 ``[N]`` or soft float ``[N, C]``. Where callbacks mixed the batch (scalar ``mix_lam``), the
+    loss is ``mix_lam * loss(target) + (1 - mix_lam) * loss(mix_target)``. Samples whose ``labeled`` is False are left
+    out by the loss's ``ignore_index``.
+
+    Args:
+        network: gives logits ``[N, C]``.
+        loss: module called with logits and target; cross entropy if None.
+        **kwargs: see `Method`.
+    """
+
+    def __init__(self, network: Network, *, loss: nn.Module | None = None, **kwargs: Any) -> None:
+        super().__init__(network, **kwargs)
+        self.loss = loss or nn.CrossEntropyLoss()
+
+    def setup(self, stage: str) -> None:
+        """Checks that the data have classes, and that the network tells as many apart."""
+        num_classes = getattr(self.datamodule, "num_classes", None)
+        head = self.network.head
+        if num_classes and isinstance(head, nn.Linear) and head.out_features < num_classes:
+            raise MisconfigurationException(
+                f"the network has {head.out_features} outputs, but the data have {num_classes} classes: "
+                f"set its number of outputs to {num_classes}"
+            )
+
+    def loss_terms(self, batch: Batch, outputs: Outputs) -> Terms:
+        """Returns the loss as ``task``."""
+        require_keys(batch, "target", user="Classification")
+        task = self._loss(outputs.logits, batch["target"], batch)
+        if "mix_target" in batch:
+            lam = batch["mix_lam"]
+            task = lam * task + (1 - lam) * self._loss(outputs.logits, batch["mix_target"], batch)
+        return {"task": task}
+
+    def _loss(self, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        if "labeled" in batch:
+            target = target.masked_fill(~batch["labeled"], cast(int, self.loss.ignore_index))
+        return self.loss(logits, target)
+
+    def make_metrics(self) -> dict[str, Metric]:
+        """Accuracy over all samples."""
+        return {"accuracy": MulticlassAccuracy(average="micro")}
+
+    def update_metrics(self, metrics: MetricCollection, batch: Batch, outputs: Outputs) -> None:
+        """Adds a batch to the accuracy."""
+        target = batch["target"] if batch["target"].ndim == 1 else batch["target"].argmax(-1)
+        metrics["accuracy"].update(outputs.logits.argmax(-1), target)

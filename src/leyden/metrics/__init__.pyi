@@ -1,0 +1,1 @@
+from .bits_per_byte import BitsPerByte as BitsPerByte
