@@ -1,0 +1,10 @@
+from .adapters import TimmNetwork as TimmNetwork
+from .adapters import TransformersNetwork as TransformersNetwork
+from .convnet import ConvNet as ConvNet
+from .gpt import GPT as GPT
+from .mlp import MLP as MLP
+from .resnet import ResNet as ResNet
+from .transformer import KeyValueCache as KeyValueCache
+from .transformer import SelfAttention as SelfAttention
+from .transformer import TransformerBlock as TransformerBlock
+from .vit import ViT as ViT

@@ -1,0 +1,167 @@
+"""The pre-norm transformer block that `ViT` and `GPT` share, and its cache of keys and values.
+
+A. Vaswani et al., "Attention Is All You Need", NeurIPS 2017, with the norm in front of each branch (R. Xiong et al.,
+"On Layer Normalization in the Transformer Architecture", ICML 2020, figure 1b).
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from leyden.models._checks import check_dropout, check_positive
+
+__all__ = ["KeyValueCache", "SelfAttention", "TransformerBlock", "init_weights"]
+
+
+class KeyValueCache:
+    """Keys and values of the tokens that one attention layer has seen so far.
+
+    Args:
+        max_length: tokens that it can hold.
+
+    Attributes:
+        length: tokens that it holds.
+    """
+
+    def __init__(self, max_length: int) -> None:
+        self.max_length = max_length
+        self.length = 0
+        self._store: Tensor | None = None  # [2, N, heads, max_length, head_dim]
+
+    def append(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Adds T tokens and returns all S.
+
+        Args:
+            key: ``[N, heads, T, head_dim]``.
+            value: as ``key``.
+
+        Returns:
+            Keys and values, ``[N, heads, S, head_dim]`` each.
+        """
+        if self._store is None:
+            self._store = key.new_empty(2, *key.shape[:2], self.max_length, key.shape[3])
+        start, self.length = self.length, self.length + key.shape[2]
+        self._store[0, :, :, start : self.length] = key
+        self._store[1, :, :, start : self.length] = value
+        return self._store[0, :, :, : self.length], self._store[1, :, :, : self.length]
+
+
+class SelfAttention(nn.Module):
+    """Multi-head self-attention with four linear layers ``q_proj``, ``k_proj``, ``v_proj`` and ``out_proj``.
+
+    The number of heads in a pass is read off the projections' outputs, so that these may be split by columns over
+    processes.
+
+    Args:
+        dim: D, a multiple of ``num_heads``.
+        num_heads: attention heads.
+        causal: each token sees only itself and the tokens before it.
+        dropout: rate of dropout on the attention weights.
+        bias: whether the linear layers have one.
+
+    Raises:
+        ValueError: a size below 1, ``dim`` not a multiple of ``num_heads``, or a rate outside [0, 1).
+    """
+
+    def __init__(
+        self, dim: int, num_heads: int, *, causal: bool = False, dropout: float = 0.0, bias: bool = True
+    ) -> None:
+        super().__init__()
+        check_positive(dim=dim, num_heads=num_heads)
+        check_dropout(dropout)
+        if dim % num_heads:
+            raise ValueError(f"dim must be a multiple of num_heads, got dim={dim} and num_heads={num_heads}")
+        self.head_dim = dim // num_heads
+        self.causal = causal
+        self.dropout = dropout
+        self.q_proj = nn.Linear(dim, dim, bias=bias)
+        self.k_proj = nn.Linear(dim, dim, bias=bias)
+        self.v_proj = nn.Linear(dim, dim, bias=bias)
+        self.out_proj = nn.Linear(dim, dim, bias=bias)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Attends from each token.
+
+        Args:
+            x: ``[N, T, D]``.
+            cache: tokens before ``x``, which are attended to as well; ``x`` is added to it.
+
+        Returns:
+            ``[N, T, D]``.
+        """
+        query, key, value = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        if cache is not None:
+            key, value = cache.append(key, value)
+        num_queries, num_keys = query.shape[2], key.shape[2]
+        mask = None
+        if self.causal and 1 < num_queries < num_keys:  # the queries are the last of the keys
+            mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x.device).tril(num_keys - num_queries)
+        attended = F.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            attn_mask=mask,
+            dropout_p=self.dropout if self.training else 0.0,
+            is_causal=self.causal and num_queries == num_keys,
+        )
+        return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [N, heads, T, head_dim]
+
+
+class TransformerBlock(nn.Module):
+    """``x + attention(norm1(x))``, then ``x + fc2(gelu(fc1(norm2(x))))``.
+
+    Args:
+        dim: D.
+        num_heads: attention heads.
+        mlp_ratio: hidden units of the MLP, over D.
+        causal: each token sees only itself and the tokens before it.
+        dropout: rate of dropout on the attention weights and on the output of each branch.
+        bias: whether linear layers and norms have one.
+        norm_eps: epsilon of the layer norms.
+        gelu: ``"none"`` for the exact GELU, ``"tanh"`` for its approximation.
+
+    Raises:
+        ValueError: as `SelfAttention`, or an ``mlp_ratio`` that leaves no hidden unit.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        mlp_ratio: float = 4.0,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        norm_eps: float = 1e-5,
+        gelu: Literal["none", "tanh"] = "none",
+    ) -> None:
+        super().__init__()
+        self.attention = SelfAttention(dim, num_heads, causal=causal, dropout=dropout, bias=bias)
+        hidden = int(dim * mlp_ratio)
+        if hidden < 1:
+            raise ValueError(f"mlp_ratio must give 1 or more hidden units, got {mlp_ratio} with dim={dim}")
+        self.norm1 = nn.LayerNorm(dim, eps=norm_eps, bias=bias)
+        self.norm2 = nn.LayerNorm(dim, eps=norm_eps, bias=bias)
+        self.fc1 = nn.Linear(dim, hidden, bias=bias)
+        self.gelu = nn.GELU(approximate=gelu)
+        self.fc2 = nn.Linear(hidden, dim, bias=bias)
+        self.dropout = nn.Dropout(dropout)
+
+    def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
+        """Maps tokens ``[N, T, D]`` to ``[N, T, D]``; ``cache`` is that of `SelfAttention`."""
+        x = x + self.dropout(self.attention(self.norm1(x), cache))
+        return x + self.dropout(self.fc2(self.gelu(self.fc1(self.norm2(x)))))
+
+
+def init_weights(module: nn.Module) -> None:
+    """Draws weights of a linear layer or embedding from N(0, 0.02^2) and zeroes the bias; for ``nn.Module.apply``."""
+    if isinstance(module, nn.Linear | nn.Embedding):
+        nn.init.normal_(module.weight, std=0.02)
+    if isinstance(module, nn.Linear) and module.bias is not None:
+        nn.init.zeros_(module.bias)
