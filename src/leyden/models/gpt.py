@@ -8,7 +8,8 @@ from torch import Tensor, nn
 
 from leyden.core.network import Network
 from leyden.models._checks import check_dropout, check_positive
-from leyden.models.transformer import KeyValueCache, TransformerBlock, init_weights
+from leyden.models._init import init_weights
+from leyden.models.transformer import KeyValueCache, TransformerBlock
 
 __all__ = ["GPT"]
 

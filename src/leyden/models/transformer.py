@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from leyden.models._checks import check_dropout, check_positive
 
-__all__ = ["KeyValueCache", "SelfAttention", "TransformerBlock", "init_weights"]
+__all__ = ["KeyValueCache", "SelfAttention", "TransformerBlock"]
 
 
 class KeyValueCache:
@@ -157,11 +157,3 @@ class TransformerBlock(nn.Module):
         """Maps tokens ``[N, T, D]`` to ``[N, T, D]``; ``cache`` is that of `SelfAttention`."""
         x = x + self.dropout(self.attention(self.norm1(x), cache))
         return x + self.dropout(self.fc2(self.gelu(self.fc1(self.norm2(x)))))
-
-
-def init_weights(module: nn.Module) -> None:
-    """Draws weights of a linear layer or embedding from N(0, 0.02^2) and zeroes the bias; for ``nn.Module.apply``."""
-    if isinstance(module, nn.Linear | nn.Embedding):
-        nn.init.normal_(module.weight, std=0.02)
-    if isinstance(module, nn.Linear) and module.bias is not None:
-        nn.init.zeros_(module.bias)
