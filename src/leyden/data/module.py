@@ -100,9 +100,10 @@ class DataModule(LightningDataModule):
         )
         return ResumableLoader(self.dataset("train"), self.sampler, num_workers=self.num_workers)
 
-    def val_dataloader(self) -> EvalLoader:
-        """Validation batches of this process."""
-        return self._eval_loader("val")
+    def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
+        """Validation batches of this process; none if there are no such data."""
+        self.dataset("train")
+        return self._eval_loader("val") if "val" in self._datasets else []
 
     def test_dataloader(self) -> EvalLoader:
         """Test batches of this process."""
