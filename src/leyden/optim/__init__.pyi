@@ -1,0 +1,1 @@
+from .warmup_cosine import WarmupCosine as WarmupCosine

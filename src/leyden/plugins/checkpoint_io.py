@@ -1,0 +1,124 @@
+"""Checkpoints that are whole: written in one stroke, checked when they are read."""
+
+import os
+import re
+import zipfile
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import CheckpointIO
+
+from leyden.plugins.replace_file import replace_file
+
+__all__ = ["AtomicCheckpointIO", "DamagedCheckpointError"]
+
+
+class DamagedCheckpointError(OSError):
+    """A checkpoint file cannot be read.
+
+    Attributes:
+        path: the file.
+        intact: checkpoints in the same folder that can be read, the newest first.
+    """
+
+    def __init__(self, path: Path, reason: str) -> None:
+        self.path = path
+        self.intact = _intact_neighbours(path)
+        offer = (
+            f"intact beside it: {', '.join(map(str, self.intact))}" if self.intact else "nothing intact is beside it"
+        )
+        super().__init__(f"the checkpoint {path} is damaged ({reason}); {offer}")
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Writes checkpoints so that a kill leaves the one before, and reads them without running code from them.
+
+    A file is written under a temporary name in the same folder, synchronised with the disk and renamed. It is always
+    read with ``weights_only=True``.
+    """
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Writes a checkpoint.
+
+        Args:
+            checkpoint: tensors and plain values.
+            path: the file.
+            storage_options: must be None.
+
+        Raises:
+            OSError: the file cannot be written; what was there before is left.
+            TypeError: there are ``storage_options``.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options must be None: AtomicCheckpointIO has none, got {storage_options!r}")
+        try:
+            with replace_file(path) as file:
+                torch.save(checkpoint, file)
+        except (OSError, RuntimeError) as error:
+            # torch reports a failed write as a RuntimeError of its own, raised while the OSError was being handled
+            cause = error if isinstance(error, OSError) else error.__context__
+            if not isinstance(cause, OSError):
+                raise
+            raise OSError(
+                cause.errno,
+                f"the checkpoint {path} could not be written: {cause.strerror}; the file before it is intact",
+            ) from error
+
+    def load_checkpoint(
+        self, path: str | os.PathLike[str], map_location: Any = "cpu", weights_only: bool | None = True
+    ) -> dict[str, Any]:
+        """Reads a checkpoint.
+
+        Args:
+            path: the file.
+            map_location: as in `torch.load`.
+            weights_only: ignored: never anything but tensors and plain values is read.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+            DamagedCheckpointError: the file is cut off or altered.
+            ValueError: the checkpoint holds other objects than tensors and plain values.
+        """
+        path = Path(path)
+        if not path.is_file():
+            raise FileNotFoundError(f"there is no checkpoint {path}")
+        return _load(path, map_location)
+
+    def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
+        """Removes a checkpoint, if it is there."""
+        Path(path).unlink(missing_ok=True)
+
+
+def _load(path: Path, map_location: Any) -> dict[str, Any]:
+    try:
+        # torch does not look at the checksums that it writes
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+        if bad is not None:
+            raise zipfile.BadZipFile(f"wrong checksum of {bad}")
+        return torch.load(path, map_location=map_location, weights_only=True)
+    except UnpicklingError as error:
+        name = re.search(r"GLOBAL (\S+)", str(error))
+        raise ValueError(
+            f"the checkpoint {path} holds a {name[1] if name else 'Python object'}, but only tensors and plain values "
+            "are read, because anything else could run code: save its numbers instead"
+        ) from error
+    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
+        raise DamagedCheckpointError(path, str(error).strip().split("\n")[0][:120]) from error
+
+
+def _intact_neighbours(path: Path) -> list[Path]:
+    others = [other for other in path.parent.glob("[!.]*.ckpt") if other != path]
+    return [other for other in sorted(others, key=lambda other: -other.stat().st_mtime) if _is_intact(other)]
+
+
+def _is_intact(path: Path) -> bool:
+    try:
+        with zipfile.ZipFile(path) as archive:
+            return archive.testzip() is None
+    except zipfile.BadZipFile:
+        return False
