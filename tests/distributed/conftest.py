@@ -7,7 +7,7 @@ import runpy
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -33,7 +33,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
 @pytest.fixture
 def run_processes(
     _server: multiprocessing.context.ForkServerContext, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Run]:
+) -> Run:
     """``run_processes(function, world_size, *args, **kwargs)`` returns what the function returned, by rank.
 
     The function stands at the top of a test file; its arguments can be pickled, its results saved by `torch.save`. The
@@ -72,7 +72,7 @@ def run_processes(
                 process.join()
         return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in range(world_size)]
 
-    yield run
+    return run
 
 
 def _join(processes: list[Any], folder: Path, timeout: float) -> None:

@@ -54,7 +54,7 @@ class Recorder(MethodCallback):
         self.tested += batch["index"].tolist()
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -63,7 +63,7 @@ class Stop(Callback):
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         if trainer.global_step == CUT:
-            raise Stopped
+            raise StoppedError
 
 
 class RememberedOutputs(MethodCallback):
@@ -128,7 +128,7 @@ def fit(folder: Path, *parts: str, accumulate: int = 1, steps: int = STEPS, stop
     datamodule = TinyDigits(BATCH, eval_batch_size=10, seed=3)
     try:
         trainer.fit(method, datamodule, ckpt_path=str(folder / "checkpoints/last.ckpt") if resume else None)
-    except Stopped:
+    except StoppedError:
         return {"seen": recorder.seen}
     tested = {name: float(value) for name, value in trainer.test(method, datamodule, verbose=False)[0].items()}
     return {
