@@ -141,7 +141,12 @@ class EMA(Callback):
         checkpoint["state_dict"] = state | self._by_name(self._average)
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
-        """Restores the weights of training and the average, which starts from the weights if there is none."""
+        """Restores the weights of training and the average, which starts from the weights if there is none.
+
+        An evaluation keeps the average, which the ``state_dict`` holds.
+        """
+        if not trainer.training:
+            return
         pl_module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
         if self._average:  # a strategy that restores after `on_fit_start`
             self._load_average(checkpoint["state_dict"])

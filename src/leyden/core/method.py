@@ -134,7 +134,7 @@ class Method(LightningModule, ABC):
     @property
     def datamodule(self) -> LightningDataModule | None:
         """The DataModule of the running fit or evaluation, if there is one."""
-        return getattr(self.trainer, "datamodule", None)
+        return getattr(self._trainer, "datamodule", None)
 
     # ---- steps
 
@@ -301,7 +301,7 @@ class Method(LightningModule, ABC):
     def _check_fit(self, state: dict[str, Tensor]) -> None:
         here = self.state_dict()
         attached = {key for key in state.keys() - here.keys() if key.startswith("attached.")}
-        if attached and self._trainer is not None and not self.trainer.training:
+        if attached and (self._trainer is None or not self.trainer.training):
             for key in attached:  # parts of training callbacks that this run does without
                 del state[key]
         for key in [*here, *state]:
@@ -389,7 +389,7 @@ def _apply_changes(trainer: Any, before: dict[str, Any], now: dict[str, Any]) ->
                 if new[key] != old.get(key):
                     group[key] = new[key]
             if new[rate] != old.get(rate):  # where the schedule stands is kept, its height changes
-                group["lr"] *= new[rate] / old[rate]
+                group["lr"] = group["lr"] * new[rate] / old[rate] if old.get(rate) else new["lr"]
                 group[rate] = new[rate]
     for config, old, new in zip(trainer.lr_scheduler_configs, before["schedulers"], now["schedulers"], strict=False):
         for key in new.keys() - {"last_epoch"}:
