@@ -1,8 +1,166 @@
-"""What all test levels share."""
+"""What all test levels share: processes to run and to kill, and the experiments to try."""
+
+import importlib.util
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from multiprocessing.connection import wait
+from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+import torch.distributed as dist
+
+GRACE = 5.0  # seconds for the other processes once one has failed: they may wait for it
 
 
 def pytest_configure(config: pytest.Config) -> None:
     # Lightning's own, under torch 2.13; the tests' own warnings stay errors
     config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec:FutureWarning")
+
+
+# ---- processes
+
+
+class Processes:
+    """Processes that run one function, by rank."""
+
+    def __init__(self, processes: list[Any], folder: Path) -> None:
+        self.processes = processes
+        self.folder = folder
+
+    def running(self) -> bool:
+        return any(process.exitcode is None for process in self.processes)
+
+    def kill(self) -> None:
+        """Ends them by SIGKILL, as a lack of memory or power does."""
+        for process in self.processes:
+            process.kill()
+        for process in self.processes:
+            process.join()
+
+    def results(self, timeout: float = 120.0) -> list[Any]:
+        """Waits, and returns what the function returned; raises its error with its traceback."""
+        try:
+            self._join(timeout)
+        finally:
+            self.kill()
+        return [torch.load(self.folder / f"{rank}.pt", weights_only=False) for rank in range(len(self.processes))]
+
+    def _join(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        running = list(self.processes)
+        while running:
+            if not wait([process.sentinel for process in running], max(0.0, deadline - time.monotonic())):
+                break
+            running = [process for process in running if process.exitcode is None]
+            if any(process.exitcode for process in self.processes):
+                deadline = min(deadline, time.monotonic() + GRACE)
+        errors = [file.read_text() for file in sorted(self.folder.glob("*.error"))]
+        if errors:
+            raise RuntimeError("\n".join(errors))
+        if running:
+            raise TimeoutError(f"{len(running)} of {len(self.processes)} processes still ran after {timeout:g} s")
+        if any(process.exitcode for process in self.processes):
+            raise RuntimeError(f"the processes ended with {[process.exitcode for process in self.processes]}")
+
+
+@pytest.fixture(scope="session")
+def _fork_server() -> Any:
+    # Each process is forked from one that has imported what takes seconds to import, but has run nothing.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(
+        ["lightning.pytorch.cli", "torchmetrics.classification", "sklearn.datasets", "pytest"]
+    )
+    return context
+
+
+@pytest.fixture
+def start_processes(
+    _fork_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Callable[..., Processes]]:
+    """``start_processes(function, world_size, *args, **kwargs)`` runs a function in fresh processes.
+
+    The function stands at the top of a test file; its arguments can be pickled, its result saved by `torch.save`. Each
+    process has the environment that torchrun would give it, so that Lightning's strategies take it as it is.
+    ``group=True`` forms a gloo group before the call.
+    """
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    started: list[Processes] = []
+
+    def start(
+        function: Callable[..., Any], world_size: int, *args: Any, group: bool = False, **kwargs: Any
+    ) -> Processes:
+        folder = tmp_path / f".processes_{len(started)}"
+        folder.mkdir()
+        source = sys.modules[function.__module__].__file__
+        job = (source, function.__name__, args, kwargs, world_size, group, folder)
+        processes = [
+            _fork_server.Process(target=runpy.run_path, args=(__file__, {"rank": rank, "job": job}, "rank"))
+            for rank in range(world_size)
+        ]
+        started.append(Processes(processes, folder))
+        for process in processes:
+            process.start()
+        return started[-1]
+
+    yield start
+    for processes in started:
+        processes.kill()
+
+
+@pytest.fixture
+def run_processes(start_processes: Callable[..., Processes]) -> Callable[..., list[Any]]:
+    """``run_processes(function, world_size, ...)``: results of a function in a gloo group of processes, by rank."""
+
+    def run(*args: Any, timeout: float = 120.0, **kwargs: Any) -> list[Any]:
+        return start_processes(*args, group=True, **kwargs).results(timeout)
+
+    return run
+
+
+def _run_rank(rank: int, job: tuple[Any, ...]) -> None:
+    source, name, args, kwargs, world_size, group, folder = job
+    if world_size > 1:
+        os.environ.update(
+            RANK=str(rank),
+            LOCAL_RANK=str(rank),
+            WORLD_SIZE=str(world_size),
+            LOCAL_WORLD_SIZE=str(world_size),
+            GROUP_RANK="0",
+            TORCHELASTIC_RUN_ID="test",
+        )
+    torch.set_num_threads(1)
+    try:
+        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        if group:
+            # by a file, because a free port may be taken by another between asking and using
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{folder / 'rendezvous'}",
+                rank=rank,
+                world_size=world_size,
+                timeout=timedelta(seconds=60),
+            )
+        torch.save(getattr(module, name)(*args, **kwargs), folder / f"{rank}.pt")
+    except BaseException:
+        (folder / f"{rank}.error").write_text(f"process {rank} of {world_size}:\n{traceback.format_exc()}")
+        sys.exit(1)
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+if __name__ == "rank":  # in a process that `start_processes` started
+    _run_rank(globals()["rank"], globals()["job"])
