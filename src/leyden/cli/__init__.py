@@ -1,0 +1,46 @@
+"""The ``leyden`` command: a table of subcommands, each imported when it is called."""
+
+import sys
+from collections.abc import Sequence
+from difflib import get_close_matches
+from importlib import import_module
+
+__all__ = ["COMMANDS", "main"]
+
+# name: (module:function, one line of help); the function takes the arguments after the name and returns the exit code
+COMMANDS: dict[str, tuple[str, str]] = {
+    "fit": ("leyden.cli.commands:fit", "train, then test the best weights"),
+    "validate": ("leyden.cli.commands:validate", "compute the validation metrics of a checkpoint"),
+    "test": ("leyden.cli.commands:test", "compute the test metrics of a checkpoint"),
+    "predict": ("leyden.cli.commands:predict", "run the model on the prediction data"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one subcommand.
+
+    Args:
+        argv: the arguments; those of the process if None.
+
+    Returns:
+        The exit code: 0, 1 for an error, 2 for a wrong call, 130 after Ctrl-C.
+    """
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    command = arguments.pop(0) if arguments else "--help"
+    if command in ("-h", "--help"):
+        width = max(map(len, COMMANDS))
+        lines = [f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items()]
+        print("\n".join(["usage: leyden COMMAND [ARGUMENTS]", "", *lines, "", "leyden COMMAND --help says more."]))
+        return 0
+    if command == "--version":
+        from leyden import __version__
+
+        print(f"leyden {__version__}")
+        return 0
+    if command not in COMMANDS:
+        near = get_close_matches(command, COMMANDS, n=1)
+        advice = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
+        print(f"leyden: error: there is no command {command!r}; {advice}", file=sys.stderr)
+        return 2
+    module, function = COMMANDS[command][0].split(":")
+    return getattr(import_module(module), function)(arguments)

@@ -1,0 +1,312 @@
+"""The LightningCLI of Leyden: one parse of the merged config, a folder per run, a test of the best weights."""
+
+import os
+import secrets
+import signal
+import sys
+import time
+import warnings
+from argparse import ArgumentError
+from collections.abc import Iterator
+from contextlib import suppress
+from netrc import NetrcParseError, netrc
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import yaml
+from jsonargparse import Namespace
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities.exceptions import SIGTERMException
+from lightning.pytorch.utilities.model_helpers import is_overridden
+from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+
+from leyden.cli.commands import Arguments
+from leyden.cli.config import ConfigError, Section, plain
+from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
+from leyden.plugins.checkpoint_io import DamagedCheckpointError
+from leyden.plugins.replace_file import replace_file
+
+__all__ = ["LeydenCLI", "print_help", "run_command"]
+
+
+class LeydenCLI(LightningCLI):
+    """Parses a merged config, makes the objects, and runs one of the Trainer's commands.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        tree: the merged config.
+        arguments: the command line.
+        files: the config files that were named, for the experiment's name.
+
+    Attributes:
+        run: folder of the run.
+        config_dump: the resolved config, as plain values.
+    """
+
+    def __init__(self, command: str, tree: Section, arguments: Arguments, files: list[Path]) -> None:
+        self.command = command
+        self.arguments = arguments
+        self.files = files
+        self.run: RunFolder | None = None
+        self.started = 0.0
+        try:
+            super().__init__(
+                save_config_callback=SaveConfig if command == "fit" else None,  # type: ignore[arg-type]
+                save_config_kwargs={"cli": self},
+                parser_kwargs={"exit_on_error": False, command: {"exit_on_error": False}},
+                auto_configure_optimizers=False,
+                args=tree,
+            )
+        except Exception:
+            self._end_children()
+            raise
+        finally:
+            os.environ.pop(RUN_DIR_VARIABLE, None)
+            if self.run is not None:
+                self.run.discard_if_empty()
+            if "wandb" in sys.modules:
+                sys.modules["wandb"].finish()
+
+    def _end_children(self) -> None:
+        """Ends the processes that Lightning started, which would wait for this one."""
+        launcher = self.trainer.strategy.launcher if hasattr(self, "trainer") else None
+        if launcher is not None and hasattr(launcher, "kill"):
+            with suppress(ProcessLookupError):
+                launcher.kill(signal.SIGTERM)
+
+    # ---- parsing
+
+    def subcommands(self) -> dict[str, set[str]]:  # type: ignore[override]
+        """Only the one that runs: the parsers of the others would cost time."""
+        return {self.command: LightningCLI.subcommands()[self.command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Adds the top-level keys that Lightning does not have."""
+        parser.add_argument("--test_after_fit", type=bool, default=True, help="Test the best weights after a fit.")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Parses the merged config; prints it and stops if that was asked for.
+
+        Raises:
+            ConfigError: something in it is wrong.
+        """
+        if self.arguments.help is not None:
+            parser.parse_args([self.command, *self.arguments.help])
+        try:
+            self.config = parser.parse_object({"subcommand": self.command, self.command: plain(args)})
+        except ArgumentError as error:
+            from leyden.cli.diagnosis import diagnose
+
+            raise ConfigError(diagnose(args, self._parser(self.command), error)) from error
+        if self.arguments.print_config:
+            print(_with_header(self._dumped()), end="")
+            raise SystemExit(0)
+
+    def _parse_ckpt_path(self) -> None:
+        """Leaves the config as typed; Lightning would put what a checkpoint saved over it."""
+
+    @property
+    def settings(self) -> Namespace:
+        """The parsed config of the command."""
+        return self.config[self.command]
+
+    def _dumped(self) -> str:
+        return self._parser(self.command).dump(self.settings, skip_unset=False)
+
+    def _dump_config(self) -> None:
+        """Nothing more to do: `before_instantiate_classes` made ``config_dump``, before paths were filled in."""
+
+    # ---- the run folder
+
+    def before_instantiate_classes(self) -> None:
+        """Chooses the run folder and fills in what depends on it.
+
+        The config that is saved is the one before: it does not name the folder in which it lies, so that a copied or
+        moved run stays whole.
+        """
+        settings, arguments = self.settings, self.arguments
+        loggers = list(_classes(settings.trainer.logger))
+        checkpoint = settings.get("ckpt_path")
+        self.run = self._choose_run(checkpoint)
+        if arguments.resume is None and self.command == "fit":
+            for logger in loggers:
+                if _is_wandb(logger):
+                    # a run of its own, also with the config of another
+                    logger.init_args.id = secrets.token_hex(4)
+                    logger.init_args.resume = "allow"
+        settings.ckpt_path = None if self.command == "fit" else checkpoint
+        self.config_dump = yaml.safe_load(self._dumped())
+        if self.command == "fit":
+            settings.ckpt_path = checkpoint or self._checkpoint_to_resume()
+
+        folder = str(self.run.path)
+        if settings.trainer.default_root_dir is None:
+            settings.trainer.default_root_dir = folder
+        for callback in _classes(settings.trainer.callbacks):
+            if "dirpath" in callback.init_args and callback.init_args.dirpath is None:
+                callback.init_args.dirpath = str(self.run.checkpoints)
+        for logger in loggers:
+            if "save_dir" in logger.init_args and logger.init_args.save_dir in (None, "."):
+                logger.init_args.save_dir = folder
+            if _is_wandb(logger):
+                _prepare_wandb(logger.init_args, self.run.label)
+        rank_zero_info(f"leyden: {folder}")
+
+    def _choose_run(self, checkpoint: str | None) -> RunFolder:
+        if self.arguments.resume is not None:
+            return RunFolder(Path(self.arguments.resume))
+        tested = run_of_checkpoint(checkpoint) if checkpoint and self.command != "fit" else None
+        if tested is not None:
+            return RunFolder(tested.path / self.command)  # leaves the run's own config and metrics as they are
+        num_nodes = self.settings.trainer.num_nodes
+        run = RunFolder.new(experiment_name(self.files), self.arguments.name, os.environ, num_nodes)
+        os.environ[RUN_DIR_VARIABLE] = str(run.path)
+        return run
+
+    @rank_zero_only
+    def _forget_metrics(self) -> None:
+        assert self.run is not None
+        (self.run.path / "metrics.csv").unlink(missing_ok=True)
+
+    def _checkpoint_to_resume(self) -> str | None:
+        """The checkpoint of a resumed run; without one the run starts from the beginning, with an empty log."""
+        assert self.run is not None
+        if self.arguments.resume is not None:
+            if self.run.last_checkpoint.is_file():
+                # of a run that goes on, the folder has files: as it must
+                warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
+                return str(self.run.last_checkpoint)
+            rank_zero_info(f"leyden: {self.run.path} has no checkpoint yet: it starts from the beginning")
+        self._forget_metrics()
+        return None
+
+    # ---- after the fit
+
+    def before_fit(self) -> None:
+        """Starts the clock."""
+        self.started = time.monotonic()
+
+    def after_fit(self) -> None:
+        """Tests the best weights and prints the summary."""
+        from leyden.cli.summary import print_summary
+
+        if self.trainer.fast_dev_run:  # type: ignore[attr-defined]
+            return
+        seconds = time.monotonic() - self.started
+        best = next((path for path in map(_best_path, self.trainer.checkpoint_callbacks) if path), None)
+        metrics: dict[str, float] = {}
+        if self.settings.test_after_fit and _has_test(self.model, self.datamodule):
+            results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            metrics = {name: value for result in results for name, value in result.items()}
+        if self.trainer.is_global_zero:
+            assert self.run is not None
+            print_summary(self.run, self.trainer, metrics, seconds, best)
+
+
+class SaveConfig(Callback):
+    """Writes the resolved config into the run folder and gives it to the loggers, once, when a fit starts.
+
+    Args:
+        parser: unused; LightningCLI gives it.
+        config: unused; LightningCLI gives it.
+        cli: has the folder and the resolved config.
+    """
+
+    def __init__(self, parser: LightningArgumentParser, config: Namespace, *, cli: LeydenCLI) -> None:
+        self.cli = cli
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Writes."""
+        if stage != "fit" or not trainer.is_global_zero:
+            return
+        assert self.cli.run is not None
+        with replace_file(self.cli.run.config) as file:
+            file.write(_with_header(yaml.safe_dump(self.cli.config_dump, sort_keys=False)).encode())
+        for logger in trainer.loggers:
+            logger.log_hyperparams(self.cli.config_dump)
+
+
+def run_command(command: str, tree: Section, arguments: Arguments, files: list[Path]) -> int:
+    """Runs one of the Trainer's commands.
+
+    Returns:
+        The exit code.
+
+    Raises:
+        Exception: whatever went wrong.
+    """
+    try:
+        LeydenCLI(command, tree, arguments, files)
+    except SIGTERMException:
+        return 128 + signal.SIGTERM
+    except SystemExit as stop:
+        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own end after Ctrl-C
+            return 128 + signal.SIGINT
+        return int(stop.code or 0)
+    except DamagedCheckpointError as error:
+        if arguments.resume is None or not error.intact:
+            raise
+        again = f"leyden fit --resume {arguments.resume} --ckpt_path {error.intact[0]}"
+        raise ConfigError(f"{error}; go on from there: {again}") from error
+    return 0
+
+
+def print_help(command: str, arguments: list[str]) -> int:
+    """Prints jsonargparse's help of all keys, or of one class (``--model.help CLASS``).
+
+    Returns:
+        The exit code.
+    """
+    try:
+        LeydenCLI(command, Section(), Arguments(help=arguments), [])
+    except ArgumentError as error:
+        raise ConfigError(str(error)) from error
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def _classes(value: Any) -> Iterator[Namespace]:
+    """The class nodes among the values of a key that takes one or a list."""
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, Namespace) and "class_path" in item:
+            item.init_args = item.get("init_args", Namespace())
+            yield item
+
+
+def _is_wandb(logger: Namespace) -> bool:
+    return logger.class_path.rsplit(".", 1)[-1] == "WandbLogger"
+
+
+def _prepare_wandb(init_args: Namespace, label: str) -> None:
+    """Names the W&B run as the folder; offline if nobody is logged in and the user did not say otherwise."""
+    init_args.name = init_args.name or label
+    if "WANDB_MODE" not in os.environ and not _logged_in_to_wandb():
+        init_args.offline = True
+
+
+def _logged_in_to_wandb() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
+
+
+def _best_path(callback: Any) -> str:
+    return getattr(callback, "best_model_path", "")
+
+
+def _has_test(model: Any, datamodule: Any) -> bool:
+    has_data = is_overridden("test_dataloader", model) or (
+        datamodule is not None and is_overridden("test_dataloader", datamodule)
+    )
+    return has_data and is_overridden("test_step", model)
+
+
+def _with_header(config: str) -> str:
+    return f"standalone: true  # the whole config: default.yaml is not put underneath\n{config}"
