@@ -84,7 +84,7 @@ class DataModule(LightningDataModule):
 
     def setup(self, stage: str) -> None:
         """Makes the data sets."""
-        self.dataset({"fit": "train", "validate": "val"}.get(stage, stage))
+        self.dataset({"fit": "train", "validate": "val", "test": "test", "predict": "predict"}[stage])
 
     def train_dataloader(self) -> ResumableLoader:
         """Training batches of this process."""
@@ -102,7 +102,7 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """Validation batches of this process; none if there are no such data."""
-        self.dataset("train")
+        self._datasets = self._datasets or self.datasets()
         return self._eval_loader("val") if "val" in self._datasets else []
 
     def test_dataloader(self) -> EvalLoader:
