@@ -33,6 +33,11 @@ class LastCheckpoint(Checkpoint):
         self.last_model_path = ""
         self._step = 0
 
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Moves to the end of the callbacks: a checkpoint has what the other ones did in the same hook."""
+        # a new list, because Lightning is going through the present one
+        trainer.callbacks = [*(cb for cb in trainer.callbacks if cb is not self), self]  # type: ignore[attr-defined]
+
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the optimizer step from which the fit goes on."""
         self._step = trainer.global_step

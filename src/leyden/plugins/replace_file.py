@@ -13,7 +13,7 @@ __all__ = ["replace_file"]
 def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a temporary file that takes the place of ``path`` when the ``with`` ends without an error.
 
-    Whoever opens ``path`` sees the old content or the new, also after a kill or a loss of power at any moment. An error
+    Only one process at a time may write a file. Whoever opens ``path`` sees the old content or the new, also after a kill or a loss of power at any moment. An error
     removes the temporary file and leaves the old content.
 
     Args:
@@ -21,7 +21,8 @@ def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")  # same folder: a rename across disks is not atomic
+    # same folder: a rename across disks is not atomic; always one name: what a kill has left is overwritten
+    temporary = path.with_name(f".{path.name}.partial")
     try:
         with open(temporary, "wb") as file:
             yield file
