@@ -13,8 +13,8 @@ __all__ = ["replace_file"]
 def replace_file(path: str | os.PathLike[str]) -> Iterator[BinaryIO]:
     """Opens a temporary file that takes the place of ``path`` when the ``with`` ends without an error.
 
-    Only one process at a time may write a file. Whoever opens ``path`` sees the old content or the new, also after a kill or a loss of power at any moment. An error
-    removes the temporary file and leaves the old content.
+    Whoever opens ``path`` sees the old content or the new, also after a kill or a loss of power at any moment. An error
+    removes the temporary file and leaves the old content. Only one process at a time may write a file.
 
     Args:
         path: the file; its folder is made if it does not exist.
