@@ -1,3 +1,4 @@
+import multiprocessing
 from functools import partial
 
 import pytest
@@ -130,11 +131,18 @@ def test_no_sample_comes_twice_in_a_resized_epoch():
     assert diary.lengths == [6, 4, 4, 4]
 
 
-def test_a_resize_with_workers():
+@pytest.mark.xfail(strict=True, reason="Lightning does not find the workers of the loaders")
+def test_the_workers_end_with_the_fit():
+    before = multiprocessing.active_children()
     diary, alone = Diary({(0, 1): 16}), Diary({(0, 1): 16})
-    fit(Data(8, num_workers=2), diary, max_epochs=1)
     fit(Data(8), alone, max_epochs=1)
+    fit(Data(8, num_workers=1), diary, max_epochs=1)
     assert [b["index"].tolist() for b in diary.batches] == [b["index"].tolist() for b in alone.batches]
+    left = [process for process in multiprocessing.active_children() if process not in before]
+    for process in left:  # or they would stop the garbage collector for 5 s each
+        process.kill()
+        process.join()
+    assert not left
 
 
 @pytest.mark.parametrize("accumulate", [2, 4])
