@@ -1,1 +1,10 @@
+from .lamb import Lamb as Lamb
+from .lars import Lars as Lars
+from .lr_scaling import scale_lr as scale_lr
+from .regime import adapt_regime as adapt_regime
+from .sophia import Sophia as Sophia
+from .sophia import gnb_labels as gnb_labels
+from .sophia import hutchinson as hutchinson
+from .spam import SPAM as SPAM
+from .stable_spam import StableSPAM as StableSPAM
 from .warmup_cosine import WarmupCosine as WarmupCosine
