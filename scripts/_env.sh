@@ -43,15 +43,14 @@ inspect_environment() { # core|dev
 }
 
 install_environment() { # core|dev; runs alone
-    local python target=. log="$root/.venv/leyden-setup.log"
+    local python target=. stamp="$root/.venv/leyden-stamp" log="$root/.venv/leyden-setup.log"
     inspect_environment "$1" # whoever held the lock before us may have done the work
     if [[ "$state" == fresh ]]; then return; fi
-    rm -f "$root/.venv/leyden-stamp" || return
     if [[ "$state" == unusable ]]; then
         python="$(find_python)" || return
         if [[ -e "$root/.venv" ]]; then
             echo "Setting up .venv again (it is unfinished, or from elsewhere; a minute or two) ..." >&2
-            rm -rf "$root/.venv" || return
+            rm -f "$stamp" && rm -rf "$root/.venv" || return
         else
             echo "Setting up .venv (first run, a minute or two) ..." >&2
         fi
@@ -59,14 +58,16 @@ install_environment() { # core|dev; runs alone
         place="$(version_of "$bin/python") $root"
     else
         echo "Updating .venv ..." >&2
+        mv "$stamp" "$stamp.old" || return
     fi
     if [[ "$extra" == dev ]]; then target=".[dev]"; fi
     if ! (cd "$root" && "$bin/python" -m pip install --quiet --no-input -c constraints.txt -e "$target" >"$log" 2>&1); then
+        if [[ "$state" == outdated ]]; then mv "$stamp.old" "$stamp"; fi # nothing changed: pip undoes what it began
         cat "$log" >&2
         echo "error: .venv could not be set up; pip's words are above" >&2
         return 1
     fi
-    printf '%s\n' "$extra" "$place" "$inputs" >"$root/.venv/leyden-stamp"
+    printf '%s\n' "$extra" "$place" "$inputs" >"$stamp"
 }
 
 ensure_environment() { # core|dev
@@ -77,6 +78,7 @@ ensure_environment() { # core|dev
             echo "Waiting for another run that sets up .venv ..." >&2
             flock 9
         fi
+        trap "exit 130" INT # an interrupted pip leaves things half changed: then no stamp comes back
         install_environment "$1"
     ) 9>"$root/.venv.lock"
 }
