@@ -16,7 +16,7 @@ from leyden.data.splits import split_indices
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["ImageFolder", "image_to_pixels", "require_pillow"]
+__all__ = ["ImageFolder", "image_to_pixels"]
 
 _IMAGE_ENDINGS = {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
 

@@ -17,7 +17,7 @@ from leyden.data.sampler import GlobalBatchSampler, Order, eval_batches
 if TYPE_CHECKING:
     from leyden.data.augment import Augment
 
-__all__ = ["DataModule", "update_epoch_length"]
+__all__ = ["DataModule"]
 
 
 class DataModule(LightningDataModule):
