@@ -41,6 +41,7 @@ def test_bad_windows_are_refused(context, stride, message):
 def test_a_file_is_cut_into_three(path, tokenizer, length, vocab_size):
     data = TextFile(path, context=8, tokenizer=tokenizer, val_fraction=0.1, test_fraction=0.2, stride=2)
     assert data.vocab_size == vocab_size
+    assert data.bytes_per_token == pytest.approx(920 / length)
     pieces = [data.dataset(name).tokens for name in ("train", "val", "test")]
     assert [len(piece) for piece in pieces] == [length * 7 // 10, length // 10, length // 5]
     assert pieces[0].dtype == torch.uint8

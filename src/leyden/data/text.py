@@ -67,6 +67,7 @@ class TextDataModule(DataModule):
 
     Attributes:
         vocab_size: number of different tokens.
+        bytes_per_token: bytes of UTF-8 that a token stands for, on average over the text.
 
     Raises:
         ValueError: an argument is out of range, or the text is too short for three parts or no UTF-8.
@@ -97,6 +98,7 @@ class TextDataModule(DataModule):
             self._characters, numbers = np.unique(_code_points(source), return_inverse=True)
             self.vocab_size = len(self._characters)
             tokens = torch.from_numpy(numbers).to(torch.uint8 if self.vocab_size <= 256 else torch.int32)
+        self.bytes_per_token = len(source) / max(1, len(tokens))
         self._parts = self._split(tokens, {"val": val_fraction, "test": test_fraction})
 
     def datasets(self) -> dict[str, Dataset]:
