@@ -43,8 +43,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         advice = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(COMMANDS)}"
         print(f"leyden: error: there is no command {command!r}; {advice}", file=sys.stderr)
         return 2
-    # Threads that wait for each other sleep instead of spinning: where other programs share the cores, spinning made small
-    # networks twenty times slower. To be set before torch loads its thread library.
+    # Threads that wait for each other sleep instead of spinning: where other programs share the cores, spinning made
+    # small networks twenty times slower. To be set before torch loads its thread library.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     module, function = COMMANDS[command][0].split(":")
     return getattr(import_module(module), function)(arguments)
