@@ -3,6 +3,7 @@
 import importlib.util
 import multiprocessing
 import os
+import random
 import runpy
 import sys
 import time
@@ -17,12 +18,66 @@ import pytest
 import torch
 import torch.distributed as dist
 
+EXPERIMENTS = Path(__file__).parents[1] / "configs" / "experiment"
 GRACE = 5.0  # seconds for the other processes once one has failed: they may wait for it
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    # Lightning's own, under torch 2.13; the tests' own warnings stay errors
+    # Lightning's own, under newer torch and jsonargparse; all other warnings are errors
     config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec:FutureWarning")
+    os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
+    # more threads only wait for each other, and another number of them rounds differently: here and in all processes
+    os.environ["OMP_NUM_THREADS"] = "1"
+    torch.set_num_threads(1)
+    config.addinivalue_line(
+        "markers",
+        "sampled(count): the experiments of which only so many, chosen by LEYDEN_TEST_SEED, are tried by default",
+    )
+
+
+# ---- experiments
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Runs a test that takes an ``experiment`` with each of them, as ``-c`` names it; those not drawn are slow."""
+    if "experiment" not in metafunc.fixturenames:
+        return
+    names = [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in sorted(EXPERIMENTS.rglob("*.yaml"))]
+    names.insert(0, "default")
+    marker = metafunc.definition.get_closest_marker("sampled")
+    drawn = set(names)
+    if marker is not None:
+        draw = random.Random(f"{os.environ.get('LEYDEN_TEST_SEED', '0')} {metafunc.function.__name__}")
+        drawn = set(draw.sample(names, min(marker.args[0], len(names))))
+    metafunc.parametrize(
+        "experiment", [name if name in drawn else pytest.param(name, marks=pytest.mark.slow) for name in names]
+    )
+
+
+@pytest.fixture
+def quick_fit() -> Callable[..., list[str]]:
+    """``quick_fit(experiment, name, ...)``: arguments of a fit of 3 epochs of 4 small steps, logged to a file."""
+
+    def arguments(experiment: str, name: str, *more: str) -> list[str]:
+        return [
+            "fit",
+            *(["-c", experiment] if experiment != "default" else []),
+            f"--name={name}",
+            "--trainer.accelerator=cpu",
+            "--trainer.devices=1",
+            "--trainer.max_epochs=3",
+            "--trainer.limit_train_batches=4",
+            "--trainer.limit_val_batches=2",
+            "--trainer.limit_test_batches=2",
+            "--trainer.log_every_n_steps=1",
+            "--trainer.logger.WandbLogger=null",
+            "--trainer.callbacks.ProgressBar=null",
+            "--trainer.callbacks.LastCheckpoint.every_n_steps=2",
+            "--debug",
+            *more,
+        ]
+
+    return arguments
 
 
 # ---- processes
@@ -82,16 +137,13 @@ def _fork_server() -> Any:
 
 
 @pytest.fixture
-def start_processes(
-    _fork_server: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> Iterator[Callable[..., Processes]]:
+def start_processes(_fork_server: Any, tmp_path: Path) -> Iterator[Callable[..., Processes]]:
     """``start_processes(function, world_size, *args, **kwargs)`` runs a function in fresh processes.
 
     The function stands at the top of a test file; its arguments can be pickled, its result saved by `torch.save`. Each
     process has the environment that torchrun would give it, so that Lightning's strategies take it as it is.
     ``group=True`` forms a gloo group before the call.
     """
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     started: list[Processes] = []
 
     def start(
@@ -137,6 +189,7 @@ def _run_rank(rank: int, job: tuple[Any, ...]) -> None:
             TORCHELASTIC_RUN_ID="test",
         )
     torch.set_num_threads(1)
+    multiprocessing.set_start_method(None, force=True)  # loaders start their workers as anywhere else
     try:
         spec = importlib.util.spec_from_file_location(Path(source).stem, source)
         assert spec is not None
