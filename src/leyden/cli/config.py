@@ -78,9 +78,10 @@ def find_config(name: str) -> Path:
                 return candidate
     known = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml"))]
     known = [path.removeprefix("experiment/") for path in known]
-    wanted = Path(name).with_suffix("").as_posix()
-    near = get_close_matches(wanted, known, n=3)
-    near += [other for other in known if Path(other).name == Path(wanted).name and other not in near]
+    wanted = Path(name).with_suffix("")
+    near = get_close_matches(wanted.as_posix(), known, n=2)
+    last_parts = get_close_matches(wanted.name, {Path(other).name for other in known}, n=2)
+    near += [other for other in known if Path(other).name in last_parts and other not in near]
     raise ConfigError(f"there is no config file {name!r}" + (f"; did you mean {' or '.join(near)}?" if near else ""))
 
 
@@ -203,7 +204,7 @@ def _append(base: Section, key: str, value: Any, origin: str) -> None:
     if not isinstance(old, list):
         raise ConfigError(f"{origin}: '{key}+' adds to a list, but {key} is {old!r}")
     added = value if isinstance(value, list) else [value]
-    base.put(key, [*old, *copy.deepcopy(added)], base.origin.get(key, origin))
+    base.put(key, [*old, *copy.deepcopy(added)], origin)
 
 
 def _change_item(items: list[Any], name: str, change: Any, origin: str, path: str) -> None:

@@ -35,6 +35,7 @@ ROOMS = (
     "torch.optim",
     "torch.optim.lr_scheduler",
 )
+MANY = 12  # names that a message lists at most
 
 
 class _WrongError(Exception):
@@ -62,7 +63,7 @@ def diagnose(tree: Section, parser: ArgumentParser, error: ArgumentError) -> str
                     raise _WrongError(f"{origin}: {key!r} is no top-level key; did you mean trainer.{key}?")
                 raise _WrongError(f"{origin}: {key!r} is no top-level key; {_advice(key, known)}")
             if key == "trainer" and isinstance(value, Section):
-                _check_arguments(value, Trainer, "trainer", "trainer")
+                _check_arguments(value, Trainer, "the Trainer", "trainer")
             else:
                 _check(value, key, origin)
                 _check_top_level(parser, key, value, origin)
@@ -120,10 +121,12 @@ def _check_value(component: Any, key: str, value: Any, path: str, origin: str) -
         item = value[0] if isinstance(value, list) and len(value) == 1 else value
         if isinstance(item, str) and re.fullmatch(r"\w+(\.\w+)+", item):
             _import(item, path, origin)
-        shown = item["class_path"] if isinstance(item, Section) and "class_path" in item else repr(plain(item))
+        shown, expected = repr(plain(item))[:80], _expected(str(error))
         if isinstance(item, Section) and "class_path" in item:
-            origin = item.origin.get("class_path", origin)
-        raise _WrongError(f"{origin}: {path}: {shown[:80]} is not {_expected(str(error))}") from error
+            shown, origin = item["class_path"], item.origin.get("class_path", origin)
+        if item is not value:
+            expected = re.sub(r"^list\[(.+?)\] or .*", r"\1", expected)
+        raise _WrongError(f"{origin}: {path}: {shown} is not {expected}") from error
 
 
 def _check_top_level(parser: ArgumentParser, key: str, value: Any, origin: str) -> None:
@@ -141,9 +144,9 @@ def _check_required(arguments: dict[str, Any], component: Any, where: str) -> No
     try:
         _parser_of(component).parse_object(arguments)
     except ArgumentError as error:
-        missing = re.search(r'"([\w.]+)" is required', str(error))
+        missing = re.search(r"arguments are required: (.+)", str(error))
         if missing:
-            raise _WrongError(f"{where} needs the argument {missing[1]!r}") from error
+            raise _WrongError(f"{where} needs a value for {missing[1]}") from error
 
 
 def _import(name: Any, path: str, origin: str) -> Any:
@@ -199,7 +202,8 @@ def _parser_of(component: Any, only: str | None = None) -> ArgumentParser:
 
 
 def _argument_names(component: Any) -> list[str]:
-    return [action.dest for action in _parser_of(component)._actions if action.dest != "help"]
+    names = [action.dest for action in _parser_of(component)._actions]
+    return [name for name in names if name != "help" and not name.endswith(".help")]
 
 
 def _takes_anything(component: Any, key: str, value: Any) -> bool:
@@ -207,22 +211,23 @@ def _takes_anything(component: Any, key: str, value: Any) -> bool:
     try:
         _parser_of(component).parse_object({key: plain(value)})
     except ArgumentError as error:
-        return "is required" in str(error)
+        return "are required" in str(error)
     return True
 
 
 def _advice(key: Any, known: Iterable[str]) -> str:
     known = list(known)
     near = get_close_matches(str(key), known, n=1)
-    all_of_them = f"it may be {', '.join(known)}" if known else "it has none"
-    return f"did you mean {near[0]!r}? ({all_of_them})" if near else all_of_them
+    some = ", ".join(known[:MANY]) + (", ..." if len(known) > MANY else "")
+    it_may_be = f"it may be {some}" if known else "there are none"
+    return f"did you mean {near[0]!r}? ({it_may_be})" if near else it_may_be
 
 
 def _expected(message: str) -> str:
     """Names the types that the parser's message says a value should have."""
     union = re.search(r"Subtypes: \[(.*)\]\n", message)
     single = re.search(r"Expected (?:an? )?(.+?)(?:\. Got value|\n|$)", message)
-    subclass = re.search(r"Not a valid subclass of (\w+)", message)
+    subclass = re.search(r"ubclass of (\w+)", message)
     if union:
         parts = re.split(r", (?![^\[]*\])", union[1])
     elif single or subclass:

@@ -1,5 +1,6 @@
 """The LightningCLI of Leyden: one parse of the merged config, a folder per run, a test of the best weights."""
 
+import logging
 import os
 import secrets
 import signal
@@ -18,6 +19,7 @@ import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
@@ -51,6 +53,7 @@ class LeydenCLI(LightningCLI):
         self.files = files
         self.run: RunFolder | None = None
         self.started = 0.0
+        self._failure: tuple[type, Exception] | None = None
         try:
             super().__init__(
                 save_config_callback=SaveConfig if command == "fit" else None,  # type: ignore[arg-type]
@@ -118,6 +121,39 @@ class LeydenCLI(LightningCLI):
     def _dump_config(self) -> None:
         """Nothing more to do: `before_instantiate_classes` made ``config_dump``, before paths were filled in."""
 
+    # ---- making the objects
+
+    def _add_instantiators(self) -> None:
+        super()._add_instantiators()
+        for base in (Callback, Logger):
+            self.parser.add_instantiator(self._instantiate, base)
+
+    def _instantiate(self, class_type: type, *args: Any, **kwargs: Any) -> Any:
+        try:
+            return class_type(*args, **kwargs)
+        except Exception as error:
+            self._failure = (class_type, error)
+            raise
+
+    def instantiate_classes(self) -> None:
+        """Makes all objects.
+
+        Raises:
+            ConfigError: an argument is wrong. The parser would report it as one of many types that do not fit.
+        """
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            if self._failure is not None:
+                class_type, reason = self._failure
+                if not isinstance(reason, ValueError):
+                    raise reason from None
+                raise ConfigError(f"{class_type.__name__}: {reason}") from reason
+            cause: BaseException = error
+            while str(cause).startswith("Does not validate") and cause.__cause__ is not None:
+                cause = cause.__cause__
+            raise cause from None
+
     # ---- the run folder
 
     def before_instantiate_classes(self) -> None:
@@ -140,6 +176,7 @@ class LeydenCLI(LightningCLI):
         self.config_dump = yaml.safe_load(self._dumped())
         if self.command == "fit":
             settings.ckpt_path = checkpoint or self._checkpoint_to_resume()
+        settings.weights_only = True  # a checkpoint must not run code
 
         folder = str(self.run.path)
         if settings.trainer.default_root_dir is None:
@@ -198,7 +235,9 @@ class LeydenCLI(LightningCLI):
         best = next((path for path in map(_best_path, self.trainer.checkpoint_callbacks) if path), None)
         metrics: dict[str, float] = {}
         if self.settings.test_after_fit and _has_test(self.model, self.datamodule):
-            results = self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False)
+            results = self.trainer.test(
+                self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True
+            )
             metrics = {name: value for result in results for name, value in result.items()}
         if self.trainer.is_global_zero:
             assert self.run is not None
@@ -237,6 +276,7 @@ def run_command(command: str, tree: Section, arguments: Arguments, files: list[P
     Raises:
         Exception: whatever went wrong.
     """
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
     try:
         LeydenCLI(command, tree, arguments, files)
     except SIGTERMException:
@@ -266,6 +306,10 @@ def print_help(command: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+def _is_no_advertisement(record: logging.LogRecord) -> bool:
+    return "litlogger" not in record.getMessage()
 
 
 def _classes(value: Any) -> Iterator[Namespace]:

@@ -112,19 +112,16 @@ def _launched_name(environment: Mapping[str, str], num_nodes: int) -> str | None
     """A name that all processes of an outside launcher find; None where this process starts the others."""
     if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
         return f"slurm-{environment['SLURM_JOB_ID']}-{environment.get('SLURM_STEP_ID', '0')}"
-    if int(environment.get("WORLD_SIZE", 1)) > 1 or num_nodes > 1:
-        run_id = environment.get("TORCHELASTIC_RUN_ID", "none")
-        if run_id != "none":
-            return run_id
-        one_node = "LOCAL_WORLD_SIZE" in environment and environment["LOCAL_WORLD_SIZE"] == environment["WORLD_SIZE"]
-        started = _start_time_of_parent() if one_node else None
-        if started is None:
-            raise ConfigError("the processes of this run cannot agree on the name of its folder: give one with --name")
-        return started
-    return None
+    if int(environment.get("WORLD_SIZE", 1)) == 1 and num_nodes == 1:
+        return None
+    one_node = environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE", "")
+    name = _start_of_parent() if one_node else environment.get("TORCHELASTIC_RUN_ID", "none")
+    if name in (None, "none"):
+        raise ConfigError("the processes of this run cannot agree on the name of its folder: give one with --name")
+    return name
 
 
-def _start_time_of_parent() -> str | None:
+def _start_of_parent() -> str | None:
     """Start of the process that launched this one, and its number."""
     parent = os.getppid()
     try:

@@ -33,4 +33,7 @@ def print_summary(
     for name, path in {"checkpoint": best, "log": run.path / "metrics.csv", "config": run.config}.items():
         if path is not None and Path(path).exists():
             table.add_row(name, os.path.relpath(path))
-    Console(soft_wrap=True).print(table)
+    console = Console()
+    needed = console.measure(table, options=console.options.update(max_width=1000)).maximum
+    console.width = max(console.width, needed)  # a path cut in two cannot be copied
+    console.print(table)
