@@ -56,7 +56,9 @@ def test_public_names_resolve(room):
 def modules_after(code: str) -> set[str]:
     """Runs `code` in a new Python; returns the top-level packages that are imported then."""
     command = [sys.executable, "-c", f"{code}\nimport sys\nprint(*{{name.split('.')[0] for name in sys.modules}})"]
-    return set(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split())
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    return set(run.stdout.split())
 
 
 def test_package_alone_imports_no_torch():
