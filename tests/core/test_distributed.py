@@ -1,0 +1,65 @@
+"""One process by identities, two by hand."""
+
+import pytest
+import torch
+
+from leyden.core import (
+    SampleMemory,
+    TermMeter,
+    accumulate_gradients,
+    all_gather_rows,
+    all_reduce_mean,
+    all_reduce_sum,
+    gradients_per_term,
+    rank,
+    world_size,
+)
+
+
+@pytest.mark.parametrize("reduce", [all_gather_rows, all_reduce_mean, all_reduce_sum])
+def test_alone_a_tensor_is_its_own_sum_without_gradients(reduce):
+    tensor = torch.tensor([[1.0, 2.0]], requires_grad=True)
+    assert torch.equal(reduce(tensor), tensor)
+    assert not reduce(tensor).requires_grad
+    assert (rank(), world_size()) == (0, 1)
+
+
+def on_two() -> dict:
+    me = rank()
+    value = torch.tensor([1.0 + me, 10.0], requires_grad=True)
+    found = {
+        "who": (me, world_size()),
+        "sum": all_reduce_sum(value).tolist(),
+        "mean": all_reduce_mean(value).tolist(),
+        "rows": all_gather_rows(torch.tensor([[me, 5], [me, 6]]).T).tolist(),  # not contiguous
+        "input": value.tolist(),
+    }
+    memory = SampleMemory(4)
+    memory.write(torch.tensor([2 * me, 2 * me + 1]), torch.tensor([10.0 * me, 10.0 * me + 1]))
+    found["memory"] = (memory.values.tolist(), memory.written.tolist())
+
+    weight = torch.nn.Parameter(torch.tensor([2.0]))
+    [gradient] = gradients_per_term({"task": (me + 1.0) * weight.sum()}, [weight])["task"]
+    accumulate_gradients([weight], [gradient])
+    found["gradient"] = weight.grad.tolist()
+
+    meter = TermMeter()
+    meter.update({"a": torch.tensor(1.0 + me), "b": torch.tensor(4.0)}, num_samples=1 + 2 * me, step=0)
+    found["means"] = meter.means()
+    resumed = TermMeter()
+    resumed.load_state_dict(meter.state_dict())
+    found["resumed"] = resumed.means()
+    return found
+
+
+def test_two_processes(run_processes):
+    for number, found in enumerate(run_processes(on_two, 2)):
+        assert found["who"] == (number, 2)
+        assert found["sum"] == [3.0, 20.0]
+        assert found["mean"] == [1.5, 10.0]
+        assert found["rows"] == [[0, 0], [5, 6], [1, 1], [5, 6]]
+        assert found["input"] == [1.0 + number, 10.0]
+        assert found["memory"] == ([0.0, 1.0, 10.0, 11.0], [True] * 4)
+        assert found["gradient"] == [1.5]
+        # (1 * 1 + 3 * 2) / 4 and 4
+        assert found["means"] == found["resumed"] == {"loss": 5.75, "a": 1.75, "b": 4.0}
