@@ -12,7 +12,7 @@ LOGITS = torch.tensor([[0.1, -2.0, 3.0], [1e-30, 7.0, -0.0]])
 
 def test_rows_come_back_bit_for_bit_and_say_whether_they_were_written(tmp_path):
     cache = LogitCache(tmp_path / "deep" / "teacher.npy", 5, 3)
-    cache.write(torch.tensor([3, 1]), LOGITS.requires_grad_())
+    cache.write(torch.tensor([3, 1]), LOGITS.clone().requires_grad_())
     logits, written = cache.read(torch.tensor([1, 0, 3]))
     assert torch.equal(logits, torch.stack([LOGITS[1], torch.zeros(3), LOGITS[0]]))
     assert logits.signbit()[0].tolist() == [False, False, True]

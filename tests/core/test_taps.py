@@ -1,3 +1,5 @@
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -86,8 +88,6 @@ def test_an_unknown_name_is_refused_with_near_ones():
 
 @pytest.mark.xfail(strict=True, reason="a copy's hooks write into the collection of the original")
 def test_a_copy_does_not_write_into_the_collection():
-    import copy
-
     net, x = network(), torch.randn(2, 3)
     taps = FeatureTaps(net, ["0"])
     teacher = copy.deepcopy(net)
