@@ -1,4 +1,9 @@
+from .elr import EarlyLearningRegularization as EarlyLearningRegularization
 from .ema import EMA as EMA
 from .exact_resume import ExactResume as ExactResume
+from .ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
 from .last_checkpoint import LastCheckpoint as LastCheckpoint
 from .progress_bar import ProgressBar as ProgressBar
+from .saf import MESA as MESA
+from .saf import SAF as SAF
+from .sophia_hessian import SophiaHessian as SophiaHessian
