@@ -388,7 +388,8 @@ def _apply_changes(trainer: Any, before: dict[str, Any], now: dict[str, Any]) ->
             for key in new.keys() - {"lr", "initial_lr"}:
                 if new[key] != old.get(key):
                     group[key] = new[key]
-            if new[rate] != old.get(rate):  # where the schedule stands is kept, its height changes
+            removed = rate == "lr" and "initial_lr" in old  # the schedule
+            if removed or new[rate] != old.get(rate):  # where the schedule stands is kept, its height changes
                 group["lr"] = group["lr"] * new[rate] / old[rate] if old.get(rate) else new["lr"]
                 group[rate] = new[rate]
     for config, old, new in zip(trainer.lr_scheduler_configs, before["schedulers"], now["schedulers"], strict=False):
