@@ -1,0 +1,2 @@
+from .paired import PairedDifference as PairedDifference
+from .paired import paired_difference as paired_difference
