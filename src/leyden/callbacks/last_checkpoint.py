@@ -34,13 +34,23 @@ class LastCheckpoint(Checkpoint):
         self._step = 0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Moves to the end of the callbacks: a checkpoint has what the other ones did in the same hook."""
+        """Makes the folder, and moves to the end of the callbacks: to save what the others did in the same hook.
+
+        Raises:
+            OSError: the folder cannot be made.
+        """
         # a new list, because Lightning is going through the present one
         trainer.callbacks = [*(cb for cb in trainer.callbacks if cb is not self), self]  # type: ignore[attr-defined]
+        if stage == "fit" and trainer.is_global_zero and not getattr(trainer, "fast_dev_run", False):
+            self._folder(trainer).mkdir(parents=True, exist_ok=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the optimizer step from which the fit goes on."""
+        """Notes the optimizer step, and the checkpoint if it is this one, from which the fit goes on."""
         self._step = trainer.global_step
+        last = self._folder(trainer) / "last.ckpt"
+        resumed = trainer.ckpt_path is not None and last.is_file() and os.path.exists(trainer.ckpt_path)
+        if resumed and last.samefile(cast(str, trainer.ckpt_path)):
+            self.last_model_path = str(last)
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -65,13 +75,17 @@ class LastCheckpoint(Checkpoint):
     def _save(self, trainer: Trainer) -> None:
         if getattr(trainer, "fast_dev_run", False):
             return
-        folder = Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
+        folder = self._folder(trainer)
         last, previous = folder / "last.ckpt", folder / "previous.ckpt"
-        if trainer.is_global_zero and last.is_file():
-            # a second name for the present file, so that there is a `last.ckpt` at every moment
+        if trainer.is_global_zero and self.last_model_path:
+            # A second name for the present file, so that there is a `last.ckpt` at every moment. A file that this fit
+            # neither wrote nor read may be damaged: it must not take the place of a good one.
             link = folder / ".previous.ckpt"
             link.unlink(missing_ok=True)
             os.link(last, link)
             link.replace(previous)
         trainer.save_checkpoint(last)
         self.last_model_path = str(last)
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(self.dirpath or Path(trainer.default_root_dir) / "checkpoints")
