@@ -440,7 +440,6 @@ def test_matrices_move_by_orthogonal_steps():
     assert torch.equal(vector.detach(), -vector.grad)
 
 
-@pytest.mark.xfail(strict=True, reason="the trainer keeps the length of the epoch in which the size changed")
 def test_the_batch_shrinks_and_every_epoch_is_whole(tmp_path):
     trainer = fit(KINDS["sampler_policy"], tmp_path)
     watch = find(trainer, Watch)

@@ -1,7 +1,8 @@
 """What every part of a room must keep, found by walking the package: a new part is tested without being named here.
 
-A part whose constructor needs arguments without default finds them in ``ARGUMENTS`` by their names; one whose batch is
-not that of a classifier stands in ``NETWORKS`` and ``BATCHES``.
+A part whose constructor needs arguments without default finds them in ``ARGUMENTS`` by their names. A method whose
+batch is not that of a classifier stands in ``NETWORKS`` and ``BATCHES``, a callback that needs an optimizer of its own
+in ``OPTIMIZERS``.
 """
 
 import importlib
@@ -63,6 +64,8 @@ BATCHES = {
     "LanguageModeling": {"input": TOKENS, "target": TOKENS},
     "Regression": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
 }
+
+OPTIMIZERS = {"SophiaHessian": "Sophia"}
 
 
 def make(part: type, **given: Any) -> Any:
@@ -192,11 +195,13 @@ def check_loss_values(function: Any, twin: Any, knobs: dict[str, Any], *, reduce
     torch.testing.assert_close(each.sum(), function(logits, target, reduction="sum", **knobs))
 
 
-def test_losses():  # one test, since a parametrisation over none would be skipped
+LOSSES = [name for name in public("losses") if name.endswith("_loss") and name != "reduce_loss"]  # which all call
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_losses(name):
     room = public("losses")
-    for name, function in room.items():
-        if name.endswith("_loss") and name != "reduce_loss":  # which all of them call
-            check_loss(function, twin_of(name, room))
+    check_loss(room[name], twin_of(name, room))
 
 
 # ---- optim: optimizers
@@ -250,9 +255,9 @@ def check_optimizer(kind: type[Optimizer]) -> None:
     assert [group["lr"] for group in apart.param_groups] == [rate, rate / 2]
 
 
-def test_optimizers():
-    for param in parts("optim", Optimizer):
-        check_optimizer(*param.values)
+@pytest.mark.parametrize("kind", parts("optim", Optimizer))
+def test_optimizers(kind):
+    check_optimizer(kind)
 
 
 # ---- optim: schedules
@@ -285,11 +290,9 @@ def check_scheduler(kind: type[LRScheduler]) -> None:
     assert rates(second, 5) == whole[4:], "a loaded state goes on otherwise"
 
 
-def test_schedulers():
-    found = parts("optim", LRScheduler)
-    assert found
-    for param in found:
-        check_scheduler(*param.values)
+@pytest.mark.parametrize("kind", parts("optim", LRScheduler))
+def test_schedulers(kind):
+    check_scheduler(kind)
 
 
 # ---- callbacks
@@ -319,7 +322,9 @@ def check_callback(kind: type[MethodCallback], folder: Path) -> None:
     with pytest.raises(MisconfigurationException, match=kind.__name__):
         foreign.setup(trainer, BoringModel(), "fit")
     pair = [make(kind), make(kind)]
-    trainer = quick_fit(Classification(ConvNet(1, 10, width=4)), pair, folder)
+    optimizer = OPTIMIZERS.get(kind.__name__)
+    given = {"optimizer": public("optim")[optimizer]} if optimizer else {}
+    trainer = quick_fit(Classification(ConvNet(1, 10, width=4), **given), pair, folder)
     keys = [callback.state_key for callback in pair]
     assert len(set(keys)) == 2, "two of one class save under one name"
     assert not any(str(id(callback)) in key for callback, key in zip(pair, keys, strict=True)), (
@@ -334,9 +339,9 @@ def check_callback(kind: type[MethodCallback], folder: Path) -> None:
     quick_fit(trainer.lightning_module, pair, folder)
 
 
-def test_callbacks(tmp_path):
-    for param in parts("callbacks", MethodCallback):
-        check_callback(*param.values, tmp_path)
+@pytest.mark.parametrize("kind", parts("callbacks", MethodCallback))
+def test_callbacks(kind, tmp_path):
+    check_callback(kind, tmp_path)
 
 
 # ---- models
