@@ -113,15 +113,15 @@ class Sophia(Optimizer):
 
     @torch.no_grad()
     def win_rate(self) -> Tensor:
-        """Share of the entries whose next step is not clipped, ``|m| < rho * h``; ``[]``, of this process's shards."""
-        pairs = [
-            (*shards([self.state[p]["exp_avg"], self.state[p]["hessian"]]), group["rho"])
-            for group in self.param_groups
-            for p in group["params"]
-            if p in self.state
-        ]
-        inside = torch.stack([(exp_avg.abs() < rho * hessian).sum() for exp_avg, hessian, rho in pairs]).sum()
-        return inside / sum(exp_avg.numel() for exp_avg, _, _ in pairs)
+        """Share of the entries whose step is not clipped, ``|m| < rho * h``, among this process's; ``[]``."""
+        inside, total = torch.zeros(()), 0
+        for group in self.param_groups:
+            for p in group["params"]:
+                if p in self.state:
+                    exp_avg, hessian = shards([self.state[p]["exp_avg"], self.state[p]["hessian"]])
+                    inside = inside.to(p.device) + (exp_avg.abs() < group["rho"] * hessian).sum()
+                    total += exp_avg.numel()
+        return inside / max(total, 1)
 
     def _state(self, p: Tensor) -> dict[str, Tensor]:
         state = self.state[p]
