@@ -22,7 +22,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
-from lightning.pytorch.utilities.rank_zero import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
@@ -97,12 +97,16 @@ class LeydenCLI(LightningCLI):
         """
         if self.arguments.help is not None:
             parser.parse_args([self.command, *self.arguments.help])
+        command_parser = self._parser(self.command)
         try:
+            # the parser itself passes over an unknown key whose value is an empty mapping
+            if not _known_keys(command_parser).issuperset(_keys(args)):
+                raise ArgumentError(None, "unknown key")
             self.config = parser.parse_object({"subcommand": self.command, self.command: plain(args)})
         except ArgumentError as error:
             from leyden.cli.diagnosis import diagnose
 
-            raise ConfigError(diagnose(args, self._parser(self.command), error)) from error
+            raise ConfigError(diagnose(args, command_parser, error)) from error
         if self.arguments.print_config:
             print(_with_header(self._dumped()), end="")
             raise SystemExit(0)
@@ -165,7 +169,8 @@ class LeydenCLI(LightningCLI):
         settings, arguments = self.settings, self.arguments
         loggers = list(_classes(settings.trainer.logger))
         checkpoint = settings.get("ckpt_path")
-        self.run = self._choose_run(checkpoint)
+        tested = run_of_checkpoint(checkpoint) if checkpoint and self.command != "fit" else None
+        self.run = self._choose_run(tested)
         if arguments.resume is None and self.command == "fit":
             for logger in loggers:
                 if _is_wandb(logger):
@@ -183,18 +188,17 @@ class LeydenCLI(LightningCLI):
             settings.trainer.default_root_dir = folder
         for callback in _classes(settings.trainer.callbacks):
             if "dirpath" in callback.init_args and callback.init_args.dirpath is None:
-                callback.init_args.dirpath = str(self.run.checkpoints)
+                callback.init_args.dirpath = str((tested or self.run).checkpoints)
         for logger in loggers:
             if "save_dir" in logger.init_args and logger.init_args.save_dir in (None, "."):
                 logger.init_args.save_dir = folder
             if _is_wandb(logger):
                 _prepare_wandb(logger.init_args, self.run.label)
-        rank_zero_info(f"leyden: {folder}")
+        _say(folder)
 
-    def _choose_run(self, checkpoint: str | None) -> RunFolder:
+    def _choose_run(self, tested: RunFolder | None) -> RunFolder:
         if self.arguments.resume is not None:
             return RunFolder(Path(self.arguments.resume))
-        tested = run_of_checkpoint(checkpoint) if checkpoint and self.command != "fit" else None
         if tested is not None:
             return RunFolder(tested.path / self.command)  # leaves the run's own config and metrics as they are
         num_nodes = self.settings.trainer.num_nodes
@@ -215,7 +219,7 @@ class LeydenCLI(LightningCLI):
                 # of a run that goes on, the folder has files: as it must
                 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
                 return str(self.run.last_checkpoint)
-            rank_zero_info(f"leyden: {self.run.path} has no checkpoint yet: it starts from the beginning")
+            _say(f"{self.run.path} has no checkpoint yet: it starts from the beginning")
         self._forget_metrics()
         return None
 
@@ -306,6 +310,20 @@ def print_help(command: str, arguments: list[str]) -> int:
     except SystemExit as stop:
         return int(stop.code or 0)
     return 0
+
+
+@rank_zero_only
+def _say(line: str) -> None:
+    print(f"leyden: {line}", file=sys.stderr)
+
+
+def _known_keys(parser: LightningArgumentParser) -> set[str]:
+    return {part for action in parser._actions for part in (action.dest.split(".")[0], action.dest)}
+
+
+def _keys(tree: Section) -> set[str]:
+    trainer = tree.get("trainer")
+    return {*tree, *(f"trainer.{key}" for key in (trainer if isinstance(trainer, Section) else ()))}
 
 
 def _is_no_advertisement(record: logging.LogRecord) -> bool:
