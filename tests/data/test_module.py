@@ -82,19 +82,16 @@ def fit(data, *callbacks, **kwargs):
     return method
 
 
-stale = pytest.mark.xfail(strict=True, reason="the trainer keeps the length of the epoch in which the size changed")
-
-
 @pytest.mark.parametrize(
     ("resizes", "steps"),
     [
         ({}, [6, 12, 18]),
-        pytest.param({(0, 1): 16}, [4, 7, 10], marks=stale),
-        pytest.param({(0, 1): 4}, [10, 22, 34], marks=stale),
+        ({(0, 1): 16}, [4, 7, 10]),
+        ({(0, 1): 4}, [10, 22, 34]),
         ({(2, 1): 16}, [6, 12, 16]),
-        pytest.param({(2, 1): 4}, [6, 12, 22], marks=stale),
-        pytest.param({(0, 1): 48}, [2, 3, 4], marks=stale),  # nothing is left of the epoch
-        pytest.param({(0, 5): 16}, [6, 9, 12], marks=stale),  # after the last batch
+        ({(2, 1): 4}, [6, 12, 22]),
+        ({(0, 1): 48}, [2, 3, 4]),  # nothing is left of the epoch
+        ({(0, 5): 16}, [6, 9, 12]),  # after the last batch
         ({(0, 1): 24, (1, 0): 12, (2, 1): 6}, [3, 6, 12]),
     ],
 )
@@ -105,7 +102,7 @@ def test_resized_epochs_have_the_right_steps_and_a_validation_at_their_end(resiz
     assert diary.validations == steps
 
 
-@pytest.mark.parametrize("at", [pytest.param(2, marks=stale), pytest.param(3, marks=stale)])  # within a step, after it
+@pytest.mark.parametrize("at", [2, 3])  # within a step, after it
 @pytest.mark.parametrize(("new_size", "steps"), [(16, [4, 7, 10]), (4, [10, 22, 34])])
 def test_resize_with_accumulation(at, new_size, steps):
     diary = Diary({(0, at): new_size})
@@ -116,7 +113,7 @@ def test_resize_with_accumulation(at, new_size, steps):
     assert diary.validations == steps
 
 
-@pytest.mark.parametrize(("limit", "steps"), [(5, [5, 10]), pytest.param(0.5, [3, 7], marks=stale)])
+@pytest.mark.parametrize(("limit", "steps"), [(5, [5, 10]), (0.5, [3, 7])])
 def test_resize_under_a_limit_of_batches(limit, steps):
     diary = Diary({(0, 0): 6})
     fit(Data(8), diary, max_epochs=2, limit_train_batches=limit)
@@ -131,7 +128,6 @@ def test_no_sample_comes_twice_in_a_resized_epoch():
     assert diary.lengths == [6, 4, 4, 4]
 
 
-@pytest.mark.xfail(strict=True, reason="Lightning does not find the workers of the loaders")
 def test_the_workers_end_with_the_fit():
     before = multiprocessing.active_children()
     diary, alone = Diary({(0, 1): 16}), Diary({(0, 1): 16})
@@ -296,7 +292,6 @@ def test_a_foreign_module_can_use_the_data():
     assert module.seen == 2 * (48 - 11)
 
 
-@stale
 def test_an_order_may_change_its_length_with_the_epoch():
     class Growing(Order):
         def __call__(self, num_samples, epoch, generator):

@@ -197,7 +197,6 @@ def test_resize_within_an_accumulated_step_holds_from_the_next(num_replicas):
     assert list(itertools.chain(*got)) == order[:40]
 
 
-@pytest.mark.xfail(strict=True, reason="len and the saved state forget a resize that waits for the next step")
 @pytest.mark.parametrize(("new_size", "length"), [(16, 2 * 3), (4, 2 * 11)])
 def test_len_counts_a_resize_to_come(new_size, length):
     sampler = GlobalBatchSampler(48, 8, accumulate=2)
@@ -208,7 +207,6 @@ def test_len_counts_a_resize_to_come(new_size, length):
     assert len(sampler) == length
 
 
-@pytest.mark.xfail(strict=True, reason="len and the saved state forget a resize that waits for the next step")
 @pytest.mark.parametrize("typed", [8, 24])
 def test_cut_within_a_step_with_a_resize_to_come(typed):
     def begun(new_size):

@@ -11,7 +11,6 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
 from leyden.core.distributed import rank, world_size
-from leyden.data.module import update_epoch_length
 
 __all__ = ["ExactResume"]
 
@@ -35,7 +34,6 @@ class ExactResume(Callback):
             # Lightning does not, if the loader was made before the state was read (to count the steps of a schedule).
             loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
             loop._combined_loader_states_to_load = []
-            update_epoch_length(trainer)
         if not self._resumed and world_size() > 1:
             _seed_all(torch.initial_seed() + rank())
 
@@ -72,14 +70,17 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes the random states, and counts batches anew if the run goes on with other accumulation."""
+        if not trainer.training:
+            return
         self._resumed = True
         self._random_states = checkpoint.get("random_states")
         before = checkpoint.get("accumulate_grad_batches", trainer.accumulate_grad_batches)
         if before != trainer.accumulate_grad_batches:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
             for counts in (progress["total"], progress["current"]):
-                for name in counts:
-                    counts[name] = counts[name] // before * trainer.accumulate_grad_batches
+                ready = counts["ready"] // before * trainer.accumulate_grad_batches
+                # how far the last batch had come tells Lightning at which hook the checkpoint was saved
+                counts.update({name: ready - (counts["ready"] - count) for name, count in counts.items()})
 
 
 def _random_state() -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """Loaders of batches by sample number."""
 
 import random
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -38,19 +38,32 @@ def _as_is(batch: Any) -> Any:
     return batch
 
 
-def _data_loader(dataset: Dataset, requests: Iterable[tuple[int, list[int]]], num_workers: int) -> DataLoader:
-    return DataLoader(
-        _Fetch(dataset),
-        batch_sampler=requests,  # type: ignore[arg-type]
-        collate_fn=_as_is,
-        num_workers=num_workers,
-        persistent_workers=num_workers > 0,
-        pin_memory=torch.cuda.is_available(),
-        generator=torch.Generator(),  # making an iterator must draw nothing from the global generator
-    )
+class _Loader:
+    """A torch `DataLoader` over (seed, sample numbers), not of its type: Lightning would put another sampler in."""
+
+    def __init__(self, dataset: Dataset, requests: Iterable[tuple[int, list[int]]], num_workers: int) -> None:
+        self.dataset = dataset
+        self._loader = DataLoader(
+            _Fetch(dataset),
+            batch_sampler=requests,  # type: ignore[arg-type]
+            collate_fn=_as_is,
+            num_workers=num_workers,
+            persistent_workers=num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator(),  # making an iterator must draw nothing from the global generator
+        )
+
+    @property
+    def _iterator(self) -> Any:
+        """Where Lightning finds the loading processes that it ends after a fit."""
+        return self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, iterator: Any) -> None:
+        self._loader._iterator = iterator
 
 
-class EvalLoader:
+class EvalLoader(_Loader):
     """Iterates over fixed batches.
 
     Args:
@@ -60,9 +73,8 @@ class EvalLoader:
     """
 
     def __init__(self, dataset: Dataset, batches: list[list[int]], *, num_workers: int = 0) -> None:
-        self.dataset = dataset
+        super().__init__(dataset, list(enumerate(batches)), num_workers)
         self.batches = batches
-        self._loader = _data_loader(dataset, list(enumerate(batches)), num_workers)
 
     def __len__(self) -> int:
         """Number of batches."""
@@ -73,7 +85,7 @@ class EvalLoader:
         return iter(self._loader)
 
 
-class ResumableLoader:
+class ResumableLoader(_Loader):
     """Iterates over the rest of an epoch; its state is the position among the batches that were handed out.
 
     Lightning saves and restores the state with its checkpoints, and calls ``sampler.set_epoch``. After a change of the
@@ -83,12 +95,20 @@ class ResumableLoader:
         dataset: as in `EvalLoader`.
         sampler: says which samples make the next batch.
         num_workers: number of loading processes.
+        on_epoch_start: called when an epoch starts or goes on, with the sampler at its place: its length is known now.
     """
 
-    def __init__(self, dataset: Dataset, sampler: GlobalBatchSampler, *, num_workers: int = 0) -> None:
-        self.dataset = dataset
+    def __init__(
+        self,
+        dataset: Dataset,
+        sampler: GlobalBatchSampler,
+        *,
+        num_workers: int = 0,
+        on_epoch_start: Callable[[], None] | None = None,
+    ) -> None:
+        super().__init__(dataset, sampler, num_workers)
         self.sampler = sampler
-        self._loader = _data_loader(dataset, sampler, num_workers)
+        self.on_epoch_start = on_epoch_start
 
     def __len__(self) -> int:
         """Number of batches in this epoch, those that were handed out included."""
@@ -97,6 +117,8 @@ class ResumableLoader:
     def __iter__(self) -> Iterator[Batch]:
         """Yields the batches; being a generator, it reads the epoch at the first batch: after ``set_epoch``."""
         self.sampler.begin()
+        if self.on_epoch_start is not None:
+            self.on_epoch_start()
         while not self.sampler.exhausted:
             version = self.sampler.version
             for batch in self._loader:

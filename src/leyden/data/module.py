@@ -6,6 +6,8 @@ from collections.abc import Sized
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.trainer.connectors.data_connector import _parse_num_batches
+from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.utils.data import Dataset
 
@@ -82,6 +84,15 @@ class DataModule(LightningDataModule):
             raise MisconfigurationException(f"{type(self).__name__} has no {split!r} data, only {list(self._datasets)}")
         return self._datasets[split]
 
+    def __str__(self) -> str:
+        """Names class, batch size and data sets; Lightning's own makes loaders, of which a fit has only one set."""
+        sizes = {split: len(cast(Sized, dataset)) for split, dataset in self._datasets.items()}
+        return (
+            f"{type(self).__name__}(batch_size={self.batch_size}, seed={self.seed}, samples={sizes or 'not read yet'})"
+        )
+
+    __repr__ = __str__
+
     def setup(self, stage: str) -> None:
         """Makes the data sets."""
         self.dataset({"fit": "train", "validate": "val", "test": "test", "predict": "predict"}[stage])
@@ -98,7 +109,12 @@ class DataModule(LightningDataModule):
             accumulate=self.trainer.accumulate_grad_batches if self.trainer else 1,
             **replicas,
         )
-        return ResumableLoader(self.dataset("train"), self.sampler, num_workers=self.num_workers)
+        return ResumableLoader(
+            self.dataset("train"),
+            self.sampler,
+            num_workers=self.num_workers,
+            on_epoch_start=lambda: _update_epoch_length(self.trainer),
+        )
 
     def val_dataloader(self) -> EvalLoader | list[EvalLoader]:
         """Validation batches of this process; none if there are no such data."""
@@ -123,7 +139,7 @@ class DataModule(LightningDataModule):
         if self.sampler is None or self.trainer is None:
             raise MisconfigurationException("set_batch_size can only be called during a fit")
         self.sampler.batch_size = batch_size
-        update_epoch_length(self.trainer)
+        _update_epoch_length(self.trainer)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Augments training batches."""
@@ -141,11 +157,20 @@ class DataModule(LightningDataModule):
         return dict(getattr(strategy, "distributed_sampler_kwargs", None) or {})
 
 
-def update_epoch_length(trainer: Trainer) -> None:
-    """Makes the trainer read the number of batches of the running epoch again; by itself it does so only once."""
-    loop = trainer.fit_loop
-    if loop._data_fetcher is None or loop._combined_loader is None:
+def _update_epoch_length(trainer: Trainer | None) -> None:
+    """Tells the trainer the number of batches in the running epoch; by itself it asks only once, before the first."""
+    if trainer is None or trainer.fit_loop._combined_loader is None:
         return
-    loop.max_batches = loop._data_fetcher.length = len(loop._combined_loader)
-    if trainer.val_check_interval == 1.0:
-        trainer.val_check_batch = loop.max_batches
+    loop, loader, fetcher = trainer.fit_loop, trainer.fit_loop._combined_loader, trainer.fit_loop._data_fetcher
+    loader.limits = [
+        _parse_num_batches(RunningStage.TRAINING, len(part), trainer.limit_train_batches) for part in loader.flattened
+    ]
+    if loader._iterator is not None:
+        loader._iterator.limits = loader.limits
+    loop.max_batches = len(loader)
+    if fetcher is not None:
+        fetcher.length = loop.max_batches
+        fetcher.done = fetcher.fetched >= loop.max_batches
+        loop.epoch_loop.batch_progress.is_last_batch = fetcher.done
+    if isinstance(trainer.val_check_interval, float):
+        trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))

@@ -123,8 +123,9 @@ class GlobalBatchSampler:
 
     def __len__(self) -> int:
         """Micro-batches of this epoch for one process: those handed out and those to come at the present size."""
-        remaining = len(self._epoch_indices()) - self._cursor
-        steps = remaining // self._batch_size if self.drop_last else -(-remaining // self._batch_size)
+        size, begun = self._next_batch_size, 1 if self._micro else 0
+        remaining = len(self._epoch_indices()) - self._cursor - begun * self._batch_size
+        steps = begun + max(0, remaining if self.drop_last else remaining + size - 1) // size
         return self._handed_out + steps * self.accumulate - self._micro
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
@@ -179,7 +180,8 @@ class GlobalBatchSampler:
             "micro": self._micro,
             "handed_out": self._handed_out,
             "accumulate": self.accumulate,
-            "batch_size": self._next_batch_size,
+            "batch_size": self._batch_size,
+            "next_batch_size": self._next_batch_size,
             "first_batch_size": self._first_batch_size,
             "num_samples": self.num_samples,
             "seed": self.seed,
@@ -201,8 +203,9 @@ class GlobalBatchSampler:
         self.epoch, self._cursor, self._micro = state["epoch"], state["cursor"], state["micro"]
         self._handed_out = state["handed_out"] * self.accumulate // state["accumulate"]
         if state["first_batch_size"] == self._first_batch_size:
-            self._check(state["batch_size"])
-            self._batch_size = self._next_batch_size = state["batch_size"]
+            self._check(state["next_batch_size"])
+            self._next_batch_size = state["next_batch_size"]
+        self._batch_size = state["batch_size"] if self._micro else self._next_batch_size  # a step begun is ended
         self._indices = state.get("indices")
         self._resumed = state
         self.version += 1
