@@ -13,6 +13,7 @@ import torch
 import yaml
 from lightning.pytorch.demos.boring_classes import BoringModel
 from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from leyden.callbacks import LastCheckpoint
 from leyden.cli import main
@@ -135,6 +136,12 @@ def test_a_taken_name_is_refused(capsys):
     assert {path: Path(path).read_bytes() for path in files()} == before
 
 
+def test_the_default_run_learns_the_digits():
+    assert main(["fit", "-c", "logger/csv", "--name=first", "--trainer.accelerator=cpu"]) == 0
+    (tested,) = [row for row in rows("logs/default/first/metrics.csv") if row["test/accuracy"]]
+    assert float(tested["test/accuracy"]) >= 0.98
+
+
 # ---- going on
 
 
@@ -250,6 +257,11 @@ def test_ctrl_c(during_fit):
         assert fit() == 130
     finally:
         signal.signal(signal.SIGINT, handler)  # Lightning ignores it from then on
+
+
+def test_sigterm(during_fit):
+    during_fit(raising(SIGTERMException()))
+    assert fit() == 143
 
 
 # ---- loggers
