@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("leyden.cli.commands:validate", "compute the validation metrics of a checkpoint"),
     "test": ("leyden.cli.commands:test", "compute the test metrics of a checkpoint"),
     "predict": ("leyden.cli.commands:predict", "run the model on the prediction data"),
+    "compare": ("leyden.cli.compare:compare", "train a baseline and methods in the same seeds, report differences"),
 }
 
 

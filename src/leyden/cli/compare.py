@@ -1,0 +1,243 @@
+"""``leyden compare``: the same seeds and data for a baseline and methods, and what the difference is."""
+
+import hashlib
+import io
+import json
+import multiprocessing
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections.abc import Sequence
+from contextlib import redirect_stdout
+from multiprocessing.connection import Connection, wait
+from pathlib import Path
+from typing import Any, cast
+
+from leyden.cli.commands import Arguments, load_tree
+from leyden.cli.compare_worker import Job, finished_result, work
+from leyden.cli.comparison import Arm, check_data, make_report, print_report
+from leyden.cli.config import ConfigError, Section, config_folder, find_config, set_option
+from leyden.cli.run_folder import LOGS, experiment_name
+
+__all__ = ["compare", "default_mode"]
+
+RUNS = "runs"
+LESS_IS_BETTER = ("loss", "error", "mse", "mae", "rmse", "bits", "perplexity")
+
+
+def compare(argv: Sequence[str]) -> int:
+    """Runs a comparison, or the rest of it, and reports.
+
+    Returns:
+        The exit code: 1 if a run failed.
+    """
+    arguments = _parse(argv)
+    try:
+        return _compare(arguments)
+    except KeyboardInterrupt:
+        print("leyden: interrupted; finished runs are kept, the same command goes on", file=sys.stderr)
+        return 130
+    except (ConfigError, OSError) as error:
+        print(f"leyden: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 1
+
+
+def default_mode(metric: str) -> str:
+    """``"min"`` for a loss or an error by its name, else ``"max"``."""
+    return "min" if any(word in metric.rsplit("/", 1)[-1].lower() for word in LESS_IS_BETTER) else "max"
+
+
+def _parse(argv: Sequence[str]) -> Namespace:
+    parser = ArgumentParser(
+        prog="leyden compare",
+        description="Trains and tests a baseline and methods in the same seeds, and reports the paired differences. "
+        "Finished runs are kept: the same command goes on where it was interrupted.",
+    )
+    parser.add_argument("baseline", help="config file, as -c of leyden fit takes it; 'default' is default.yaml")
+    parser.add_argument("methods", nargs="+", metavar="method", help="config files to be compared with it")
+    parser.add_argument("--seeds", type=_positive, default=5, help="number of seeds: 0, 1, ... (default: 5)")
+    parser.add_argument("--metric", default="test/accuracy", help="what is compared (default: test/accuracy)")
+    parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: by the name)")
+    parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all configs")
+    parser.add_argument("--jobs", type=_positive, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--name", help="of the report's folder logs/compare/NAME (default: from the configs)")
+    parser.add_argument("--record", metavar="SLUG", help="store the report as evidence of this name")
+    return parser.parse_args(list(argv))
+
+
+def _positive(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise ValueError
+    return number
+
+
+def _compare(arguments: Namespace) -> int:
+    names = [arguments.baseline, *arguments.methods]
+    if len(set(names)) < len(names):
+        raise ConfigError("a config is named twice")
+    jobs = [_load(name, arguments.set, list(range(arguments.seeds))) for name in names]
+    arms = [_resolve(name, job) for name, job in zip(names, jobs, strict=True)]
+    for arm in arms[1:]:
+        if arm.key == arms[0].key:
+            raise ConfigError(f"{arms[0].name} and {arm.name} are the same config: there is nothing to compare")
+        for line in check_data(arms[0], arm):
+            print(f"leyden: warning: {line}", file=sys.stderr)
+
+    jobs = [Job(arm.folder, job.tree, job.files, job.seeds) for arm, job in zip(arms, jobs, strict=True)]
+    _run_all(arms, jobs, arguments.jobs, arguments.metric)
+
+    failed = [f"{arm.name}, seed {seed}" for arm in arms for seed in arm.failures]
+    if not any(arm.results for arm in arms):
+        print("leyden: error: no run has ended", file=sys.stderr)
+        return 1
+    mode = arguments.mode or default_mode(arguments.metric)
+    report = make_report(
+        arms, arguments.metric, mode, seeds=arguments.seeds, jobs=arguments.jobs, settings=arguments.set
+    )
+    folder = LOGS / "compare" / (arguments.name or "-vs-".join(name.replace("/", "_") for name in reversed(names)))
+    _write(folder, report, arms)
+    print_report(report)
+    print(f"leyden: {folder}: report.json, curves.png, differences.png")
+    if failed:
+        advice = "not recorded; " if arguments.record else ""
+        print(f"leyden: error: {advice}failed: {'; '.join(failed)}", file=sys.stderr)
+        return 1
+    if arguments.record:
+        from leyden.catalog.evidence import write_evidence
+
+        print(f"leyden: {write_evidence(arguments.record, report)}")
+    return 0
+
+
+def _load(name: str, settings: list[str], seeds: list[int]) -> Job:
+    """Merges a config and takes from it what only shows a run."""
+    files = [] if find_config(name).resolve() == (config_folder() / "default.yaml").resolve() else [name]
+    options = []
+    for setting in settings:
+        key, equals, value = setting.partition("=")
+        if not equals:
+            raise ConfigError(f"--set takes KEY=VALUE, got {setting!r}")
+        options.append((key, value))
+    tree, paths = load_tree("fit", Arguments(config=files, options=options))
+    set_option(tree, "trainer.logger", "[{class_path: leyden.plugins.CSVLogger}]")
+    callbacks = tree["trainer"].get("callbacks")
+    if isinstance(callbacks, list):
+        callbacks[:] = [item for item in callbacks if not _is_progress_bar(item)]
+    set_option(tree, "trainer.enable_progress_bar", "false")
+    set_option(tree, "test_after_fit", "true")
+    if tree["trainer"].get("devices") in (None, "auto"):
+        set_option(tree, "trainer.devices", "1")
+    if str(tree["trainer"]["devices"]) != "1" or str(tree["trainer"].get("num_nodes", 1)) != "1":
+        raise ConfigError(
+            f"{name} asks for several devices; a comparison makes each run on one: --set trainer.devices=1"
+        )
+    return Job(Path(), tree, paths, seeds)
+
+
+def _is_progress_bar(item: Section | str) -> bool:
+    return (item if isinstance(item, str) else item["class_path"]).endswith("ProgressBar")
+
+
+def _resolve(name: str, job: Job) -> Arm:
+    """Parses a config."""
+    import yaml
+
+    from leyden.cli.lightning import run_command
+
+    printed = io.StringIO()
+    with redirect_stdout(printed):
+        run_command("fit", job.tree, Arguments(print_config=True), job.files)
+    resolved: dict[str, Any] = yaml.safe_load(printed.getvalue())
+    for key in ("standalone", "seed_everything", "ckpt_path", "weights_only"):
+        resolved.pop(key, None)
+    key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
+    return Arm(name, resolved, key, LOGS / "compare" / RUNS / experiment_name(job.files) / key)
+
+
+# ---- running
+
+
+def _run_all(arms: list[Arm], jobs: list[Job], num_processes: int, metric: str) -> None:
+    """Makes the runs that are missing, in processes of their own, and sorts what they gave into the arms."""
+    waiting: list[tuple[Arm, Job]] = []
+    parts = -(-num_processes // len(arms))  # of the seeds of one config: so that there is work for all processes
+    for arm, job in zip(arms, jobs, strict=True):
+        missing = []
+        for seed in job.seeds:
+            result = finished_result(job.run_folder(seed))
+            if result is None:
+                missing.append(seed)
+            else:
+                _note(arm, seed, result, metric, " (finished before)")
+        for part in range(parts):
+            if seeds := missing[part::parts]:
+                waiting.append((arm, Job(job.folder, job.tree, job.files, seeds)))
+
+    if num_processes > 1:  # for the processes: torch reads it when it is imported
+        os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
+    running: dict[Connection, tuple[Any, Arm, Job]] = {}
+    try:
+        while waiting or running:
+            while waiting and len(running) < num_processes:
+                arm, job = waiting.pop(0)
+                connection, process = _start(job)
+                running[connection] = (process, arm, job)
+            for connection in cast(list[Connection], wait(list(running))):
+                process, arm, job = running[connection]
+                try:
+                    seed, outcome = connection.recv()
+                except EOFError:
+                    del running[connection]
+                    process.join()
+                    if job.seeds:  # the process was killed in the first of them
+                        _note(arm, job.seeds.pop(0), f"its process ended with code {process.exitcode}", metric)
+                        if job.seeds:
+                            waiting.insert(0, (arm, job))
+                else:
+                    job.seeds.remove(seed)
+                    _note(arm, seed, outcome, metric)
+    finally:
+        for process, _, _ in running.values():
+            process.kill()  # a run can be killed at any moment
+            process.join()
+
+
+def _start(job: Job) -> tuple[Connection, Any]:
+    context = multiprocessing.get_context("spawn")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=work, args=(job, sender))
+    process.start()
+    sender.close()
+    return receiver, process
+
+
+def _note(arm: Arm, seed: int, outcome: dict[str, Any] | str, metric: str, remark: str = "") -> None:
+    """Files and prints the outcome of a run.
+
+    Raises:
+        ConfigError: the run did not log the metric.
+    """
+    if isinstance(outcome, str):
+        arm.failures[seed] = outcome
+        log = arm.folder / f"seed-{seed}" / "output.log"
+        print(f"leyden: error: {arm.name}, seed {seed}: {outcome} ({log})", file=sys.stderr)
+        return
+    if metric not in outcome["metrics"]:
+        logged = ", ".join(sorted(outcome["metrics"])) or "nothing"
+        raise ConfigError(f"{arm.name} logged no {metric!r}; it logged: {logged}")
+    arm.results[seed] = outcome
+    value = outcome["metrics"][metric]
+    shown = "not finite" if value is None else f"{value:.4f}"
+    seconds = f", {outcome['seconds']:.1f} s" if outcome["seconds"] is not None and not remark else ""
+    print(f"{arm.name}, seed {seed}: {metric} {shown}{seconds}{remark}", flush=True)
+
+
+def _write(folder: Path, report: dict[str, Any], arms: list[Arm]) -> None:
+    from leyden.cli.comparison_plots import plot_curves, plot_differences
+    from leyden.plugins.replace_file import replace_file
+
+    with replace_file(folder / "report.json") as file:
+        file.write((json.dumps(report, indent=1) + "\n").encode())
+    plot_curves(folder / "curves.png", report, arms)
+    plot_differences(folder / "differences.png", report)
