@@ -112,10 +112,11 @@ def newton_schulz(matrix: Tensor) -> Tensor:
 class HardFirst(MethodCallback, Order):
     """The samples with the largest losses of the epoch before come first."""
 
-    def setup(self, trainer, pl_module, stage):
-        super().setup(trainer, pl_module, stage)
-        self.losses = SampleMemory(trainer.datamodule.num_samples)
-        trainer.datamodule.order = self
+    pure = False
+
+    def build(self, method):
+        self.losses = SampleMemory(method.datamodule.num_samples)
+        method.datamodule.order = self
 
     def __call__(self, num_samples, epoch, generator):
         shuffled = torch.randperm(num_samples, generator=generator)

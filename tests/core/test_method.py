@@ -419,7 +419,6 @@ def test_a_run_goes_on_from_its_last_good_checkpoint(tmp_path):
     assert method.global_step == 6
 
 
-@pytest.mark.xfail(strict=True, raises=NonFiniteLossError, reason="a new fit still knows the bad step of the last one")
 def test_a_new_fit_begins_afresh_after_a_stop():
     method = make()
     with pytest.raises(NonFiniteLossError):
@@ -427,7 +426,6 @@ def test_a_new_fit_begins_afresh_after_a_stop():
     fit(method)
 
 
-@pytest.mark.xfail(strict=True, reason="a new fit still counts the terms of one that was broken off")
 def test_a_new_fit_counts_only_its_own_terms():
     class Break(Callback):
         def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
@@ -549,7 +547,6 @@ def test_a_longer_fit_stretches_the_schedule(tmp_path):
     assert watch.column("lr")[1:] == pytest.approx([0.1 * cosine(step, 9) for step in (4, 5, 6, 7, 8)])
 
 
-@pytest.mark.xfail(strict=True, reason="the first step after the resume still has the rate of the old schedule")
 def test_a_longer_fit_stretches_the_schedule_from_its_first_step(tmp_path):
     filled_in = warmup_cosine(total_steps=None)
     assert resume(tmp_path, filled_in, filled_in).column("lr")[0] == pytest.approx(0.1 * cosine(3, 6))

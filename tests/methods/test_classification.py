@@ -75,7 +75,6 @@ def test_unlabeled_samples_are_left_out(method):
 HALF = torch.tensor([True, False, True, True, False, False])
 
 
-@pytest.mark.xfail(strict=True, reason="`labeled` works with int64 targets and cross entropy alone, and needs a label")
 @pytest.mark.parametrize(
     "batch",
     [

@@ -71,7 +71,6 @@ def test_bytes_per_token_come_from_the_data(network):
     assert found == pytest.approx(expected_loss(network) / np.log(2) / 4, rel=1e-5)
 
 
-@pytest.mark.xfail(strict=True, reason="the loss weighs a batch by its sequences, not by its tokens")
 def test_the_loss_weighs_tokens_alike(network):
     method = LanguageModeling(network)
     for rows in (slice(0, 2), slice(2, 5)):

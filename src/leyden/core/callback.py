@@ -38,9 +38,18 @@ class NumberedCallback(Callback):
 class MethodCallback(NumberedCallback):
     """A callback that may change the batch and the loss of a `Method`'s training steps.
 
-    Validation, test and prediction never call the two doors. Trainable parts are attached in `setup` by
+    Validation, test and prediction never call the two doors. Trainable parts are attached in `build` by
     ``method.attach``, teachers by ``method.attach_frozen``; state that outlives a step goes into ``state_dict``.
     """
+
+    _built_for: "Method | None" = None
+
+    def build(self, method: "Method") -> None:
+        """Makes what the callback needs: attaches modules, replaces layers, sizes memories, asks for taps.
+
+        Called once per method, before the optimizer is made and a checkpoint is read, also if the first thing to be run
+        is a test. ``method.trainer`` and ``method.datamodule`` are there.
+        """
 
     def transform_batch(self, method: "Method", batch: Batch) -> Batch:
         """Returns the batch that the step uses; does not write into the one it gets."""
@@ -51,7 +60,7 @@ class MethodCallback(NumberedCallback):
         return terms
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Checks that the module is a `Method`.
+        """Checks that the module is a `Method`, and calls `build` if it is a new one.
 
         Raises:
             MisconfigurationException: it is another LightningModule, which would never call the doors.
@@ -64,3 +73,6 @@ class MethodCallback(NumberedCallback):
                 f"{type(pl_module).__name__}: derive it from Method or use one of leyden.methods"
             )
         super().setup(trainer, pl_module, stage)
+        if self._built_for is not pl_module:
+            self._built_for = pl_module
+            self.build(pl_module)

@@ -23,11 +23,13 @@ class LogitCache:
         dtype: ``"float32"`` keeps a row bit for bit, ``"float16"`` takes half the space.
 
     Raises:
-        ValueError: the file exists with another size or dtype, or is no cache.
+        ValueError: another ``dtype``, or the file exists with another size or dtype, or is no cache.
     """
 
     def __init__(self, path: str | Path, num_samples: int, num_classes: int, *, dtype: str = "float32") -> None:
         self.path = Path(path)
+        if dtype not in ("float32", "float16"):
+            raise ValueError(f"dtype must be 'float32' or 'float16', got {dtype!r}")
         row = np.dtype([("written", np.bool_), ("logits", dtype, (num_classes,))])
         if not self.path.exists():
             # Under its final name only when its header is complete, and only once if processes race.

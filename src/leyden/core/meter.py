@@ -5,10 +5,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from leyden.core.batch import Terms
-from leyden.core.distributed import all_reduce_sum, rank
+from leyden.core.distributed import all_reduce_sum, rank, world_size
 
 __all__ = ["NonFiniteLossError", "TermMeter"]
 
@@ -29,23 +30,31 @@ class TermMeter:
     def __init__(self) -> None:
         self._totals: dict[tuple[str, ...], _Totals] = {}
 
-    def update(self, terms: Terms, *, num_samples: int, step: int) -> Tensor:
+    def update(self, terms: Terms, *, num_samples: int | Tensor, step: int) -> Tensor:
         """Adds the terms of one step and returns their sum, the loss.
 
+        Args:
+            terms: named scalars.
+            num_samples: weight of the step; a tensor (of a count that only the device knows) is not waited for.
+            step: number of the step, for messages.
+
         Raises:
+            ValueError: there is no term, or one is not a scalar tensor, or is called ``loss``, as the sum is.
             NonFiniteLossError: a term is NaN or infinite (on a CPU; see `check`).
         """
         names = tuple(terms)
+        totals = self._totals.get(names)
+        if totals is None:
+            _check_terms(terms)
         if len(names) == 1:
             loss = terms[names[0]]
             values = loss.detach().view(1)
         else:
             stacked = torch.stack(list(terms.values()))  # [T]
             loss, values = stacked.sum(), stacked.detach()
-        totals = self._totals.get(names)
         if totals is None or totals.sums.device != values.device:
             totals = self._totals[names] = (totals or _Totals.zero(len(names))).to(values.device)
-        totals.sums.add_(values, alpha=num_samples)
+        totals.sums.add_(values.double() * num_samples)
         totals.weight += num_samples
         if values.device.type != "cpu":
             bad_step = torch.where(values.isfinite(), _NEVER, step)
@@ -53,6 +62,7 @@ class TermMeter:
         elif not math.isfinite(loss.item()):
             totals.first_bad = torch.where(values.isfinite(), _NEVER, step)
             self.check()
+            raise NonFiniteLossError(f"the loss is not finite in step {step}: the sum of {', '.join(names)} overflows")
         return loss
 
     def check(self) -> None:
@@ -92,16 +102,26 @@ class TermMeter:
 
     def _global_sums(self) -> list[tuple[tuple[str, ...], int, list[float]]]:
         result = []
-        for names, totals in sorted(self._totals.items(), key=lambda item: item[0]):
-            both = all_reduce_sum(torch.cat([totals.sums, totals.sums.new_tensor([totals.weight])])).tolist()
+        for names in self._global_names():
+            totals = self._totals.get(names) or _Totals.zero(len(names)).to(_device(self._totals))
+            weight = torch.as_tensor(totals.weight, dtype=torch.float64, device=totals.sums.device).view(1)
+            both = all_reduce_sum(torch.cat([totals.sums, weight])).tolist()
             result.append((names, int(both[-1]), both[:-1]))
         return result
+
+    def _global_names(self) -> list[tuple[str, ...]]:
+        # a term may have been there on some of the processes only
+        names = [set(self._totals)]
+        if world_size() > 1:
+            names = [set() for _ in range(world_size())]
+            dist.all_gather_object(names, set(self._totals))
+        return sorted(set.union(*names))
 
 
 @dataclass
 class _Totals:
     sums: Tensor  # [T], float64
-    weight: int  # number of samples
+    weight: int | Tensor  # number of samples
     first_bad: Tensor  # [T], int64: first step that was not finite, or _NEVER
 
     @classmethod
@@ -110,3 +130,18 @@ class _Totals:
 
     def to(self, device: torch.device) -> "_Totals":
         return _Totals(self.sums.to(device), self.weight, self.first_bad.to(device))
+
+
+def _device(totals: dict[tuple[str, ...], _Totals]) -> torch.device:
+    return next((t.sums.device for t in totals.values()), torch.device("cpu"))
+
+
+def _check_terms(terms: Terms) -> None:
+    if not terms:
+        raise ValueError("loss_terms must return at least one term")
+    for name, term in terms.items():
+        if not isinstance(term, Tensor) or term.ndim:
+            got = f"shape {tuple(term.shape)}" if isinstance(term, Tensor) else type(term).__name__
+            raise ValueError(f"the loss term {name!r} must be a scalar tensor, got {got}")
+    if "loss" in terms:
+        raise ValueError("a loss term cannot be called 'loss': the sum of all terms is; the main one is called 'task'")

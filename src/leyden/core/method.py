@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torchmetrics import MeanMetric, Metric, MetricCollection
 
+from leyden.core._resume import apply_changes, check_classes, check_weights, initial_state
 from leyden.core.batch import Batch, Terms
 from leyden.core.callback import MethodCallback
 from leyden.core.meter import NonFiniteLossError, TermMeter
@@ -30,7 +31,8 @@ class Method(LightningModule, ABC):
     """A way to make a training step: ``compute`` the outputs of a batch, then name the ``loss_terms`` to be summed.
 
     A subclass overrides one of the two. A step of another shape (alternating, adversarial, bilevel) sets
-    ``automatic_optimization = False`` and overrides ``training_step``.
+    ``automatic_optimization = False`` and overrides ``training_step`` and ``configure_optimizers``; it calls
+    ``transform_batch``, ``terms_of`` and ``sum_terms``, so that callbacks take part and epochs have their means.
 
     Args:
         network: what is trained; ``forward`` runs it.
@@ -66,7 +68,7 @@ class Method(LightningModule, ABC):
         self._doors: tuple[list, list] | None = None
         self._meter = TermMeter()
         self._initial: dict[str, Any] = {}
-        self._saved_initial: dict[str, Any] | None = None
+        self._loaded: dict[str, Any] | None = None
         self.metrics = nn.ModuleDict()
         for stage in ("val", "test"):
             metrics: dict[str, Metric | MetricCollection] = {"loss": MeanMetric(), **self.make_metrics()}
@@ -90,12 +92,16 @@ class Method(LightningModule, ABC):
     def update_metrics(self, metrics: MetricCollection, batch: Batch, outputs: Outputs) -> None:
         """Adds one evaluation batch to the metrics of `make_metrics`; ``loss`` is added for you."""
 
+    def loss_count(self, batch: Batch, outputs: Outputs) -> int | Tensor:
+        """Returns over how many things the loss is a mean, which is its weight in the means over batches."""
+        return len(outputs.logits)
+
     # ---- what a callback calls
 
     def attach(self, name: str, module: nn.Module, *, lr_scale: float = 1.0) -> nn.Module:
         """Takes in a module with trainable parts: moved, sharded, optimised and saved like the network.
 
-        To be called in ``setup``, before the optimizer is made. The same module may be attached again by a later fit.
+        To be called in ``build`` of a callback (or in ``setup``), before the optimizer is made.
 
         Args:
             name: name in ``attached`` and in the state dict.
@@ -143,10 +149,19 @@ class Method(LightningModule, ABC):
         return self.network(x)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Runs the doors of the callbacks around `compute` and `loss_terms`, and returns the sum of the terms."""
-        transforms, term_doors = self._doors or self._open_doors()
-        for transform in transforms:
+        """Transforms the batch, computes the terms and returns their sum."""
+        batch = self.transform_batch(batch)
+        outputs, terms = self.terms_of(batch)
+        return self.sum_terms(terms, num_samples=self.loss_count(batch, outputs))
+
+    def transform_batch(self, batch: Batch) -> Batch:
+        """Returns the batch as the callbacks change it."""
+        for transform in (self._doors or self._open_doors())[0]:
             batch = transform(self, batch)
+        return batch
+
+    def terms_of(self, batch: Batch) -> tuple[Outputs, Terms]:
+        """Returns outputs and loss terms of a training batch, those of the callbacks included."""
         with parametrize.cached():
             if self.taps:
                 with self.taps.collect() as taps:
@@ -155,12 +170,16 @@ class Method(LightningModule, ABC):
             else:
                 outputs = self.compute(batch)
             terms = self.loss_terms(batch, outputs)
-            for door in term_doors:
+            for door in (self._doors or self._open_doors())[1]:
                 terms = door(self, batch, outputs, terms)
-        return self.sum_terms(terms, num_samples=len(outputs.logits))
+        return outputs, terms
 
-    def sum_terms(self, terms: Terms, *, num_samples: int) -> Tensor:
+    def sum_terms(self, terms: Terms, *, num_samples: int | Tensor) -> Tensor:
         """Sums the terms, adds them to the epoch's means, and logs them in steps that the logger writes.
+
+        Args:
+            terms: named scalars.
+            num_samples: weight of this batch in the means.
 
         Raises:
             NonFiniteLossError: a term is NaN or infinite.
@@ -191,7 +210,7 @@ class Method(LightningModule, ABC):
         outputs = self.compute(batch)
         metrics = self._stage_metrics(stage)
         loss = torch.stack(list(self.loss_terms(batch, outputs).values())).sum()
-        metrics["loss"].update(loss, weight=len(outputs.logits))
+        metrics["loss"].update(loss, weight=self.loss_count(batch, outputs))
         self.update_metrics(metrics, batch, outputs)
 
     def _log_metrics(self, stage: str) -> None:
@@ -214,7 +233,16 @@ class Method(LightningModule, ABC):
     # ---- optimizer and schedule
 
     def configure_optimizers(self) -> Any:
-        """Makes the optimizer and the schedule that were given to ``__init__``."""
+        """Makes the optimizer and the schedule that were given to ``__init__``.
+
+        Raises:
+            MisconfigurationException: there is a schedule, but the step is optimised by hand: nothing would step it.
+        """
+        if self.scheduler is not None and not self.automatic_optimization:
+            raise MisconfigurationException(
+                f"{type(self).__name__} makes its optimizer steps itself, so that its schedule would never be stepped: "
+                "leave scheduler out, or override configure_optimizers and step it"
+            )
         groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
         scales = [1.0]
         for name, module in self.attached.items():
@@ -248,13 +276,29 @@ class Method(LightningModule, ABC):
     def on_fit_start(self) -> None:
         """Notes how optimizers and schedules look before a checkpoint changes them."""
         self._doors = None
-        self._initial = _initial_state(self.trainer)
+        self._initial = initial_state(self.trainer)
+        if self._loaded is not None:
+            check_classes(self._loaded["initial"], self._initial)
 
     def on_train_start(self) -> None:
-        """Lets the optimizer and schedule arguments of this run win over those of the run that was resumed."""
-        if self._saved_initial is not None:
-            _apply_changes(self.trainer, self._saved_initial, self._initial)
-            self._saved_initial = None
+        """Goes on with the means of a resumed epoch; arguments of this run win over those of the run resumed."""
+        self._meter.reset()
+        if self._loaded is not None:
+            self._meter.load_state_dict(self._loaded["meter"])
+            apply_changes(self.trainer, self._loaded["initial"], self._initial)
+            self._loaded = None
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """After the first step, makes sure that the callbacks had their part in it.
+
+        Raises:
+            MisconfigurationException: a step of its own shape left out the doors of the callbacks.
+        """
+        if self._doors is None and any(self._open_doors()):
+            raise MisconfigurationException(
+                f"{type(self).__name__}.training_step calls neither transform_batch nor terms_of, so that "
+                "MethodCallbacks have no effect: call them, or take the callbacks out"
+            )
 
     def on_train_epoch_end(self) -> None:
         """Logs the means of the loss terms over the epoch."""
@@ -288,33 +332,15 @@ class Method(LightningModule, ABC):
         Raises:
             MisconfigurationException: the checkpoint's weights do not fit this module.
         """
-        self._check_fit(checkpoint["state_dict"])
+        training = self._trainer is not None and self.trainer.training
+        check_weights(checkpoint["state_dict"], self.state_dict(), training=training)
         state = checkpoint.get("method")
         if state is None:
             return
-        self._meter.load_state_dict(state["meter"])
-        self._saved_initial = state["initial"]
+        self._loaded = {"meter": state["meter"], "initial": state["initial"]}
         for name, frozen_state in state["frozen"].items():
             if name in self._saved_frozen:
                 self.frozen[name].load_state_dict(frozen_state)
-
-    def _check_fit(self, state: dict[str, Tensor]) -> None:
-        here = self.state_dict()
-        attached = {key for key in state.keys() - here.keys() if key.startswith("attached.")}
-        if attached and (self._trainer is None or not self.trainer.training):
-            for key in attached:  # parts of training callbacks that this run does without
-                del state[key]
-        for key in [*here, *state]:
-            if key not in state or key not in here:
-                lacks, has = ("the checkpoint", "the model") if key in here else ("the model", "the checkpoint")
-                raise MisconfigurationException(
-                    f"the checkpoint does not fit the model: {lacks} lacks {key!r} of {has}"
-                )
-            if state[key].shape != here[key].shape:
-                raise MisconfigurationException(
-                    f"the checkpoint does not fit the model: {key!r} has shape {tuple(state[key].shape)} in the "
-                    f"checkpoint and {tuple(here[key].shape)} in the model"
-                )
 
     # ---- inner workings
 
@@ -358,41 +384,3 @@ def _features_and_logits(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
 
 def _overrides(callback: MethodCallback, name: str) -> bool:
     return getattr(type(callback), name) is not getattr(MethodCallback, name)
-
-
-def _initial_state(trainer: Any) -> dict[str, Any]:
-    """Arguments of optimizers and schedules as they were made: what can be compared between two runs."""
-    plain = (int, float, bool, str, tuple, list, type(None))
-    return {
-        "optimizers": [
-            [
-                {k: v for k, v in group.items() if k != "params" and isinstance(v, plain)}
-                for group in optimizer.param_groups
-            ]
-            for optimizer in trainer.optimizers
-        ],
-        "schedulers": [
-            {k: v for k, v in config.scheduler.state_dict().items() if isinstance(v, plain) and not k.startswith("_")}
-            for config in trainer.lr_scheduler_configs
-        ],
-    }
-
-
-def _apply_changes(trainer: Any, before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Sets what differs between the two runs' arguments in the state that was loaded."""
-    for optimizer, old_groups, new_groups in zip(
-        trainer.optimizers, before["optimizers"], now["optimizers"], strict=False
-    ):
-        for group, old, new in zip(optimizer.param_groups, old_groups, new_groups, strict=False):
-            rate = "initial_lr" if "initial_lr" in new else "lr"
-            for key in new.keys() - {"lr", "initial_lr"}:
-                if new[key] != old.get(key):
-                    group[key] = new[key]
-            removed = rate == "lr" and "initial_lr" in old  # the schedule
-            if removed or new[rate] != old.get(rate):  # where the schedule stands is kept, its height changes
-                group["lr"] = group["lr"] * new[rate] / old[rate] if old.get(rate) else new["lr"]
-                group[rate] = new[rate]
-    for config, old, new in zip(trainer.lr_scheduler_configs, before["schedulers"], now["schedulers"], strict=False):
-        for key in new.keys() - {"last_epoch"}:
-            if new[key] != old.get(key):
-                setattr(config.scheduler, key, new[key])

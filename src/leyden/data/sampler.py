@@ -14,9 +14,11 @@ __all__ = ["GlobalBatchSampler", "Order", "Sequential", "Shuffled", "Weighted", 
 class Order(ABC):
     """In which order, and how often, an epoch visits the samples.
 
-    An order that is no pure function of its arguments (say, one that reads the losses of the last epoch) has a
-    ``state_dict`` method; the sampler then saves the running epoch's indices instead of drawing them again.
+    An order that is no pure function of its arguments (say, one that reads the losses of the last epoch) sets ``pure``
+    to False: a checkpoint then has the indices of the running epoch. What it reads is saved by whoever owns it.
     """
+
+    pure: bool = True
 
     @abstractmethod
     def __call__(self, num_samples: int, epoch: int, generator: torch.Generator) -> Tensor:
@@ -186,7 +188,7 @@ class GlobalBatchSampler:
             "num_samples": self.num_samples,
             "seed": self.seed,
         }
-        if hasattr(self.order, "state_dict"):
+        if not self.order.pure:
             state["indices"] = self._epoch_indices()
         return state
 

@@ -1,6 +1,6 @@
 """Classification: one class per sample."""
 
-from typing import Any, cast
+from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
@@ -18,8 +18,8 @@ class Classification(Method):
     """Trains a network to classify; logs loss and accuracy.
 
     The target is int64 ``[N]`` or soft float ``[N, C]``. Where callbacks mixed the batch (scalar ``mix_lam``), the
-    loss is ``mix_lam * loss(target) + (1 - mix_lam) * loss(mix_target)``. Samples whose ``labeled`` is False are left
-    out by the loss's ``ignore_index``.
+    loss is ``mix_lam * loss(target) + (1 - mix_lam) * loss(mix_target)``. Samples whose ``labeled`` is False have no
+    loss.
 
     Args:
         network: gives logits ``[N, C]``.
@@ -52,7 +52,10 @@ class Classification(Method):
 
     def _loss(self, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
         if "labeled" in batch:
-            target = target.masked_fill(~batch["labeled"], cast(int, self.loss.ignore_index))
+            known = batch["labeled"] if target.is_floating_point() else target >= 0  # -1 marks a mixed-in one too
+            logits, target = logits[known], target[known]
+            if not len(target):
+                return 0.0 * logits.sum()
         return self.loss(logits, target)
 
     def make_metrics(self) -> dict[str, Metric]:

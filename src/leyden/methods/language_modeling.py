@@ -40,6 +40,10 @@ class LanguageModeling(Method):
         require_keys(batch, "target", user="LanguageModeling")
         return {"task": _cross_entropy(outputs.logits, batch["target"], self.label_smoothing)}
 
+    def loss_count(self, batch: Batch, outputs: Outputs) -> int | Tensor:
+        """Number of tokens that have a loss."""
+        return (batch["target"] != -100).sum()
+
     def make_metrics(self) -> dict[str, Metric]:
         """Bits per byte and perplexity."""
         return {"bits_per_byte": BitsPerByte(), "perplexity": Perplexity(ignore_index=-100)}
@@ -49,7 +53,7 @@ class LanguageModeling(Method):
         target = batch["target"]
         bits = metrics["bits_per_byte"]
         bits.bytes_per_token = getattr(self.datamodule, "bytes_per_token", 1.0)
-        bits.update(_cross_entropy(outputs.logits, target), weight=(target != -100).sum())
+        bits.update(_cross_entropy(outputs.logits, target), weight=self.loss_count(batch, outputs))
         metrics["perplexity"].update(outputs.logits, target)
 
 

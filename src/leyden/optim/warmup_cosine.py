@@ -49,6 +49,9 @@ class WarmupCosine(LRScheduler):
 
     def get_lr(self) -> list[float | Tensor]:
         """Learning rate of each group in the present step, from its number alone: nothing adds up."""
+        return self._get_closed_form_lr()
+
+    def _get_closed_form_lr(self) -> list[float | Tensor]:
         return [rate * self._factor(self.last_epoch) for rate in self.base_lrs]
 
     def _factor(self, step: int) -> float:
