@@ -84,7 +84,7 @@ class LastCheckpoint(Checkpoint):
             link.unlink(missing_ok=True)
             os.link(last, link)
             link.replace(previous)
-        trainer.save_checkpoint(last)
+        trainer.save_checkpoint(last, weights_only=False)
         self.last_model_path = str(last)
 
     def _folder(self, trainer: Trainer) -> Path:
