@@ -231,3 +231,28 @@ def test_names_are_found_below_configs(tmp_path, monkeypatch):
         find_config("wien.yaml")
     with pytest.raises(ConfigError, match="there is no config file 'qqqq'$"):
         find_config("qqqq")
+
+
+def test_a_file_builds_on_another(merged, tmp_path):
+    (tmp_path / "below.yaml").write_text("seed: 2\ntrainer: {epochs: 20, callbacks: {Watch: null}}\n")
+    (tmp_path / "middle.yaml").write_text("base: below.yaml\ntrainer: {epochs: 30}\n")
+    tree = merged("base: middle.yaml\ntrainer: {callbacks+: [pkg.New]}")
+    assert (tree["seed"], tree["trainer"]["epochs"]) == (2, 30)
+    assert [getattr(item, "get", lambda _, i=item: i)("class_path") for item in tree["trainer"]["callbacks"]] == [
+        "pkg.EMA",
+        "other.EMA",
+        "pkg.New",
+    ]
+    assert "base" not in tree
+
+
+def test_a_file_that_builds_on_itself_is_refused(merged, tmp_path):
+    (tmp_path / "one.yaml").write_text("base: two.yaml\n")
+    (tmp_path / "two.yaml").write_text("base: one.yaml\n")
+    with pytest.raises(ConfigError, match=r"one.yaml:1: the file builds on itself: two.yaml -> one.yaml -> two.yaml"):
+        merged("base: two.yaml")
+
+
+def test_an_unknown_base_is_named(merged):
+    with pytest.raises(ConfigError, match="no config file 'elsewhere.yaml'"):
+        merged("base: elsewhere.yaml")

@@ -1,10 +1,10 @@
 """Config files: reading, merging, and changing them from the command line.
 
 Files are merged as plain dicts before LightningCLI sees them, in this order: ``default.yaml``, the ``-c`` files as they
-are named, the options. A later value wins. Mappings are merged; where the ``class_path`` changes, the arguments of
-the class before are dropped; a list is replaced, and ``key+:`` adds to one. A mapping given for a list of classes
-names its items by their class: ``callbacks: {EMA: {decay: 0.99}}`` changes an argument, ``callbacks: {EMA: null}``
-removes the callback.
+are named (each after the file that its ``base:`` names), the options. A later value wins. Mappings are merged; where
+the ``class_path`` changes, the arguments of the class before are dropped; a list is replaced, and ``key+:`` adds to
+one. A mapping given for a list of classes names its items by their class: ``callbacks: {EMA: {decay: 0.99}}`` changes
+an argument, ``callbacks: {EMA: null}`` removes it.
 """
 
 import copy
@@ -100,17 +100,25 @@ def read_config(path: Path) -> Section:
         raise ConfigError(f"{where}: no valid YAML: {getattr(error, 'problem', None) or error}") from error
 
 
-def merge_file(base: Section, overlay: Section) -> Section:
+def merge_file(base: Section, overlay: Section, *, above: tuple[str, ...] = ()) -> Section:
     """Puts a config file over what was read before it.
 
-    A file marked ``standalone: true`` (as every ``config.yaml`` of a run folder is) is the whole config: nothing of the
-    base is left.
+    A file with ``base: FILE`` builds on that file, as an experiment does on its baseline, which is read first. A file
+    marked ``standalone: true`` (as every ``config.yaml`` of a run folder is) is the whole config: nothing of what was
+    read before is left.
 
     Raises:
-        ConfigError: a plain ``callbacks:`` or ``plugins:`` would drop those of the base.
+        ConfigError: a plain ``callbacks:`` or ``plugins:`` would drop those of the base; a file builds on itself.
     """
     if overlay.pop("standalone", False):
         return overlay
+    if (name := overlay.pop("base", None)) is not None:
+        below = find_config(str(name))
+        if below.as_posix() in above:
+            raise ConfigError(
+                f"{overlay.origin['base']}: the file builds on itself: {' -> '.join([*above, str(below)])}"
+            )
+        base = merge_file(base, read_config(below), above=(*above, below.as_posix()))
     trainer, before = overlay.get("trainer"), base.get("trainer")
     for key in GUARDED:
         if not isinstance(trainer, Section) or key not in trainer or not isinstance(before, Section):
