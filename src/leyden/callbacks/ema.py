@@ -147,7 +147,8 @@ class EMA(Callback):
         """
         if not trainer.training:
             return
-        pl_module.load_state_dict(checkpoint.get("current_model_state", checkpoint["state_dict"]))
+        weights = checkpoint.get("current_model_state", checkpoint["state_dict"])
+        pl_module.load_state_dict(weights, strict=pl_module.strict_loading)
         if self._average:  # a strategy that restores after `on_fit_start`
             self._load_average(checkpoint["state_dict"])
         else:
