@@ -15,6 +15,9 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("leyden.cli.commands:test", "compute the test metrics of a checkpoint"),
     "predict": ("leyden.cli.commands:predict", "run the model on the prediction data"),
     "compare": ("leyden.cli.compare:compare", "train a baseline and methods in the same seeds, report differences"),
+    "papers": ("leyden.cli.catalog:papers", "list or search the papers of the catalog"),
+    "show": ("leyden.cli.catalog:show", "show a paper: its parts, its experiment, and what it gave"),
+    "results": ("leyden.cli.catalog:results", "write docs/results.md from the recorded evidence"),
 }
 
 

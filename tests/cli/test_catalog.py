@@ -1,0 +1,49 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from leyden.cli import main
+
+
+def test_papers(capsys):
+    assert main(["papers", "ema"]) == 0
+    assert any(line.startswith("ema  ") for line in capsys.readouterr().out.splitlines())
+    assert main(["papers", "no-such-word-anywhere"]) == 0
+    assert capsys.readouterr().out == "no paper has all of these words\n"
+
+
+def test_papers_for_programs(capsys):
+    assert main(["papers", "--json", "--family=weights", "--room=callbacks"]) == 0
+    (record,) = [record for record in json.loads(capsys.readouterr().out) if record["slug"] == "ema"]
+    assert record["comparisons"][0]["baseline"] == "weights/without_ema"
+
+
+def test_show(capsys):
+    assert main(["show", "ema"]) == 0
+    printed = capsys.readouterr().out
+    assert "Acceleration of Stochastic Approximation by Averaging" in printed
+    assert "leyden.callbacks.EMA(decay: float=0.999" in printed
+    assert "Baseline: experiment/weights/without_ema.yaml" in printed  # the YAML
+    assert "leyden compare weights/without_ema weights/ema --metric test/accuracy" in printed
+    assert "Evidence ema: " in printed
+    assert "(paired t)" in printed
+
+
+def test_show_unknown(capsys):
+    assert main(["show", "emma"]) == 1
+    assert capsys.readouterr().err == ("leyden: error: there is no paper 'emma' in the catalog; did you mean ema?\n")
+
+
+@pytest.mark.parametrize("command", [["papers"], ["papers", "ema", "--json"], ["show", "ema"]])
+def test_needs_no_torch(command):
+    code = f"""
+import sys
+from leyden.cli import main
+assert main({command}) == 0
+heavy = {{"torch", "lightning", "numpy", "rich", "matplotlib"}} & set(sys.modules)
+assert not heavy, heavy
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr
