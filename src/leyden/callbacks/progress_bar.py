@@ -13,7 +13,7 @@ class ProgressBar(RichProgressBar):
     """Lightning's Rich progress bar, which collects its numbers a few times a second instead of in every step.
 
     Args:
-        refresh_rate: updates per second.
+        refresh_rate: updates per second; 0 shows nothing.
     """
 
     def __init__(self, refresh_rate: int = 4) -> None:
@@ -25,6 +25,6 @@ class ProgressBar(RichProgressBar):
     ) -> None:
         """Updates bar and metrics when it is time, and at the end of an epoch."""
         now = time.monotonic()
-        if trainer.is_last_batch or now - self._updated_at >= 1.0 / self.refresh_rate:
+        if trainer.is_last_batch or (now - self._updated_at) * self.refresh_rate >= 1.0:
             self._updated_at = now
             super().on_train_batch_end(trainer, pl_module, outputs, batch, batch_idx)
