@@ -162,12 +162,12 @@ def _update(
             largest = largest_magnitude(grad).item()
             mean_max = gamma3 * mean_max + (1.0 - gamma3) * largest
             limit = mean_max / correction3
-            if largest > limit:
+            if largest > limit * (1.0 + 4.0 * torch.finfo(stats.dtype).eps):  # more than the rounding of the average
                 grad = torch.where(grad.abs() > limit, grad * (limit / largest), grad)
             length = norm(grad).item()
             mean = gamma1 * mean + (1.0 - gamma1) * length
             mean_sq = gamma2 * mean_sq + (1.0 - gamma2) * length**2
-            stats.copy_(torch.tensor([mean, mean_sq, mean_max], dtype=torch.float64))
+            stats.copy_(torch.tensor([mean, mean_sq, mean_max], dtype=stats.dtype))
             target = mean / correction1 / (math.sqrt(mean_sq / correction2) + eps)
             factor = target / length if length > 0.0 else 1.0
             for p_, grad_, exp_avg_, exp_avg_sq_ in pieces(*shards([p, grad, exp_avg, exp_avg_sq])):
