@@ -54,7 +54,10 @@ class TermMeter:
             loss, values = stacked.sum(), stacked.detach()
         if totals is None or totals.sums.device != values.device:
             totals = self._totals[names] = (totals or _Totals.zero(len(names))).to(values.device)
-        totals.sums.add_(values.double() * num_samples)
+        if isinstance(num_samples, int):
+            totals.sums.add_(values, alpha=num_samples)
+        else:
+            totals.sums.add_(values.double() * num_samples)
         totals.weight += num_samples
         if values.device.type != "cpu":
             bad_step = torch.where(values.isfinite(), _NEVER, step)
