@@ -2,9 +2,11 @@ from .elr import EarlyLearningRegularization as EarlyLearningRegularization
 from .ema import EMA as EMA
 from .exact_resume import ExactResume as ExactResume
 from .ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
+from .initial_weights import InitialWeights as InitialWeights
 from .last_checkpoint import LastCheckpoint as LastCheckpoint
 from .loss_spikes import LossSpikes as LossSpikes
 from .progress_bar import ProgressBar as ProgressBar
 from .saf import MESA as MESA
 from .saf import SAF as SAF
+from .soft_targets import SoftTargets as SoftTargets
 from .sophia_hessian import SophiaHessian as SophiaHessian

@@ -14,6 +14,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "validate": ("leyden.cli.commands:validate", "compute the validation metrics of a checkpoint"),
     "test": ("leyden.cli.commands:test", "compute the test metrics of a checkpoint"),
     "predict": ("leyden.cli.commands:predict", "run the model on the prediction data"),
+    "run": ("leyden.cli.run:run", "run several fits and evaluations one after another, as one run"),
     "compare": ("leyden.cli.compare:compare", "train a baseline and methods in the same seeds, report differences"),
     "papers": ("leyden.cli.catalog:papers", "list or search the papers of the catalog"),
     "show": ("leyden.cli.catalog:show", "show a paper: its parts, its experiment, and what it gave"),

@@ -5,6 +5,8 @@ from .cifar import CIFAR as CIFAR
 from .dataset import ImageTensorDataset as ImageTensorDataset
 from .dataset import TensorDictDataset as TensorDictDataset
 from .dataset import normalize_pixels as normalize_pixels
+from .digit_stages import DigitTasks as DigitTasks
+from .digit_stages import PseudoLabeledDigits as PseudoLabeledDigits
 from .digits import Digits as Digits
 from .digits import symmetric_label_noise as symmetric_label_noise
 from .huggingface import HuggingFaceDataModule as HuggingFaceDataModule
@@ -43,3 +45,6 @@ from .text import PydocTopics as PydocTopics
 from .text import TextDataModule as TextDataModule
 from .text import TextFile as TextFile
 from .text import TokenWindows as TokenWindows
+from .written import DatasetFile as DatasetFile
+from .written import read_tensors as read_tensors
+from .written import pack_tensors as pack_tensors

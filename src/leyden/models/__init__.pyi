@@ -3,6 +3,7 @@ from .adapters import TransformersNetwork as TransformersNetwork
 from .convnet import ConvNet as ConvNet
 from .gpt import GPT as GPT
 from .mlp import MLP as MLP
+from .pretrained import pretrained as pretrained
 from .resnet import ResNet as ResNet
 from .transformer import KeyValueCache as KeyValueCache
 from .transformer import SelfAttention as SelfAttention

@@ -4,3 +4,6 @@ from .ema import ema_std_to_exponent as ema_std_to_exponent
 from .ema import ema_update_ as ema_update_
 from .ema import posthoc_ema_coefficients as posthoc_ema_coefficients
 from .ema import power_ema_decay as power_ema_decay
+from .files import WeightsFile as WeightsFile
+from .files import load_weights as load_weights
+from .files import pack_weights as pack_weights

@@ -1,0 +1,55 @@
+"""Datasets that a training stage wrote: tensors by batch key in one safetensors file."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated
+
+import safetensors.torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+__all__ = ["DatasetFile", "read_tensors", "pack_tensors"]
+
+DatasetFile = Annotated[str, "dataset"]  # path of a safetensors file with one tensor [S, ...] per batch key
+
+
+def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+    """Returns the content of a file of tensors.
+
+    Args:
+        tensors: ``[S, ...]`` each, by batch key.
+
+    Raises:
+        ValueError: their lengths differ.
+    """
+    lengths = {key: len(tensor) for key, tensor in tensors.items()}
+    if len(set(lengths.values())) != 1:
+        raise ValueError(f"tensors must be at least one and of equal length, got the lengths {lengths}")
+    copied = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
+    return safetensors.torch.save(copied, metadata={"leyden": "dataset"})
+
+
+def read_tensors(path: DatasetFile, *keys: str) -> dict[str, Tensor]:
+    """Reads a file of `pack_tensors`.
+
+    Args:
+        path: the file.
+        *keys: tensors that it must have.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: it holds something else, or lacks a tensor.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"there is no dataset file {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            kind = (file.metadata() or {}).get("leyden")
+        if kind != "dataset":
+            raise ValueError(f"{path} is no dataset file, it holds {kind or 'other tensors'}")
+        tensors = safetensors.torch.load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is no safetensors file: {error}") from error
+    if missing := [key for key in keys if key not in tensors]:
+        raise ValueError(f"{path} has no {missing[0]!r}, only {', '.join(sorted(tensors))}")
+    return tensors
