@@ -47,11 +47,14 @@ class _GhostBatchNorm(_BatchNorm):
 
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``[N, C, ...]``."""
-        num_parts = max(1, len(input) // self.ghost_batch_size)
-        if not self.training or num_parts == 1:
+        num_parts = len(input) // self.ghost_batch_size
+        if not self.training or num_parts < 2:
             return super().forward(input)
+        size, larger = divmod(len(input), num_parts)
+        sizes = [size + 1] * larger + [size] * (num_parts - larger)
         normalize = super().forward
-        return torch.cat([normalize(part) for part in input.tensor_split(num_parts)])
+        # not `tensor_split`, whose backward pass makes a tensor as large as the input for every part
+        return torch.cat([normalize(part) for part in input.split(sizes)])
 
     def extra_repr(self) -> str:
         """Arguments, for printing."""
