@@ -17,7 +17,7 @@ def test_names_its_baseline(experiment):
     assert comment, f"{path} begins without a comment"
     baseline = re.search(r"Baseline: (\S+\.yaml)", comment[0])
     if baseline is None:
-        assert re.search(r"\b[Aa] baseline\b|What every run starts from", comment[0]), (
+        assert re.search(r"\b(A|a|The|the) baseline\b|What every run starts from", comment[0]), (
             f"the first comment of {path} neither names a baseline ('Baseline: experiment/NAME.yaml') nor says that it "
             "is 'a baseline'"
         )
