@@ -4,7 +4,11 @@ import sys
 
 import pytest
 
+from leyden.catalog import evidence
+from leyden.catalog.evidence import FOLDER
+from leyden.catalog.papers import read_paper
 from leyden.cli import main
+from leyden.cli.compare import source_digest
 
 
 def test_papers(capsys):
@@ -29,6 +33,22 @@ def test_show(capsys):
     assert "leyden compare weights/without_ema weights/ema --metric test/accuracy" in printed
     assert "Evidence ema: " in printed
     assert "(paired t)" in printed
+
+
+def test_evidence_of_another_config_is_called_so(capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr(evidence, "FOLDER", tmp_path)
+    for comparison in read_paper("ema").comparisons:
+        file = FOLDER / f"{comparison.evidence}.json"
+        report = json.loads(file.read_text())
+        report["baseline"]["source"] = source_digest(comparison.baseline)
+        report["methods"][0]["source"] = source_digest(comparison.experiment)
+        (tmp_path / file.name).write_text(json.dumps(report))
+    assert main(["show", "ema"]) == 0
+    assert "recorded before" not in capsys.readouterr().out
+    report["methods"][0]["source"] = "another"
+    (tmp_path / file.name).write_text(json.dumps(report))
+    assert main(["show", "ema"]) == 0
+    assert f"recorded before the config of {comparison.experiment} changed" in capsys.readouterr().out
 
 
 def test_show_unknown(capsys):

@@ -28,7 +28,7 @@ def result(seed, accuracy, seconds=2.0, cpu_seconds=1.0, memory=100.0, accelerat
 
 
 def arm(name, results, folder=None, **resolved):
-    return Arm(name, {"data": DATA} | resolved, name, folder, {run["seed"]: run for run in results})
+    return Arm(name, {"data": DATA} | resolved, name, name, folder, {run["seed"]: run for run in results})
 
 
 def report_of(arms, **changes):

@@ -12,6 +12,7 @@ from typing import Any
 from leyden.catalog.evidence import read_evidence
 from leyden.catalog.papers import Comparison, Paper, read_paper, search
 from leyden.catalog.parts import describe_part
+from leyden.cli.compare import source_digest
 from leyden.cli.config import config_folder, find_config
 
 __all__ = ["papers", "results", "show"]
@@ -135,6 +136,9 @@ def _evidence(comparison: Comparison) -> str:
         lines.append(f"  95% interval {intervals[0]} (paired t), {intervals[1]} (bootstrap)")
     if arm["time_ratio"] and arm["memory_ratio"]:
         lines.append(f"  time {arm['time_ratio']:.2f}x, memory {arm['memory_ratio']:.2f}x of the baseline's")
+    changed = [side["name"] for side in (report["baseline"], arm) if side["source"] != source_digest(side["name"])]
+    if changed:
+        lines.append(f"  recorded before the config of {' and '.join(changed)} changed: it may be another now")
     versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     lines.append(f"  {report['date']}, {machine['accelerator']}, {machine['threads']} thread(s), {versions}")
     return "\n".join(lines)

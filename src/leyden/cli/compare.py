@@ -16,10 +16,10 @@ from typing import Any, cast
 from leyden.cli.commands import Arguments, load_tree
 from leyden.cli.compare_worker import Job, finished_result, work
 from leyden.cli.comparison import Arm, check_data, make_report, print_report
-from leyden.cli.config import ConfigError, Section, config_folder, find_config, set_option
+from leyden.cli.config import ConfigError, Section, config_folder, find_config, plain, set_option
 from leyden.cli.run_folder import LOGS, experiment_name
 
-__all__ = ["compare", "default_mode"]
+__all__ = ["compare", "default_mode", "source_digest"]
 
 RUNS = "runs"
 LESS_IS_BETTER = ("loss", "error", "mse", "mae", "rmse", "bits", "perplexity")
@@ -123,7 +123,7 @@ def _load(name: str, settings: list[str], seeds: list[int]) -> Job:
     set_option(tree, "trainer.logger", "[{class_path: leyden.plugins.CSVLogger}]")
     callbacks = tree["trainer"].get("callbacks")
     if isinstance(callbacks, list):
-        callbacks[:] = [item for item in callbacks if not _is_progress_bar(item)]
+        callbacks[:] = [item for item in callbacks if not _only_shows(item)]
     set_option(tree, "trainer.enable_progress_bar", "false")
     set_option(tree, "test_after_fit", "true")
     if tree["trainer"].get("devices") in (None, "auto"):
@@ -135,8 +135,17 @@ def _load(name: str, settings: list[str], seeds: list[int]) -> Job:
     return Job(Path(), tree, paths, seeds)
 
 
-def _is_progress_bar(item: Section | str) -> bool:
-    return (item if isinstance(item, str) else item["class_path"]).endswith("ProgressBar")
+def source_digest(name: str) -> str:
+    """Digest of a config as it is written now, as evidence has it: without the defaults of classes."""
+    return _digest(plain(_load(name, [], []).tree))
+
+
+def _digest(content: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _only_shows(item: Section | str) -> bool:
+    return (item if isinstance(item, str) else item["class_path"]).endswith(("ProgressBar", "LearningRateMonitor"))
 
 
 def _resolve(name: str, job: Job) -> Arm:
@@ -151,8 +160,10 @@ def _resolve(name: str, job: Job) -> Arm:
     resolved: dict[str, Any] = yaml.safe_load(printed.getvalue())
     for key in ("standalone", "seed_everything", "ckpt_path", "weights_only"):
         resolved.pop(key, None)
-    key = hashlib.sha256(json.dumps(resolved, sort_keys=True).encode()).hexdigest()[:12]
-    return Arm(name, resolved, key, LOGS / "compare" / RUNS / experiment_name(job.files) / key)
+    key = _digest(resolved)
+    return Arm(
+        name, resolved, key, _digest(plain(job.tree)), LOGS / "compare" / RUNS / experiment_name(job.files) / key
+    )
 
 
 # ---- running

@@ -9,9 +9,6 @@ from pathlib import Path
 from statistics import mean, median, stdev
 from typing import Any
 
-from rich.console import Console
-from rich.table import Table
-
 from leyden.catalog.evidence import verdict
 from leyden.cli.config import ConfigError
 
@@ -29,7 +26,8 @@ class Arm:
     Attributes:
         name: as it was given.
         resolved: the whole config, less what does not change the result.
-        key: names the config.
+        key: names the resolved config.
+        source: digest of the config as it was written, before defaults are filled in.
         folder: of its runs.
         results: of the runs, by seed.
         failures: what went wrong, by seed.
@@ -38,6 +36,7 @@ class Arm:
     name: str
     resolved: dict[str, Any]
     key: str
+    source: str
     folder: Path
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
@@ -84,6 +83,9 @@ def make_report(
 
 def print_report(report: Mapping[str, Any]) -> None:
     """Prints the table."""
+    from rich.console import Console
+    from rich.table import Table
+
     base, metric = report["baseline"], report["metric"]
     better = "more is better" if report["mode"] == "max" else "less is better"
     table = Table(title=f"{metric} ({better}), {report['seeds']} seeds", title_justify="left")
@@ -166,6 +168,7 @@ def _describe(arm: Arm, metric: str) -> dict[str, Any]:
     return {
         "name": arm.name,
         "config": arm.key,
+        "source": arm.source,
         "n": len(values),
         "mean": mean(values.values()) if values else None,
         "std": stdev(values.values()) if len(values) > 1 else None,
