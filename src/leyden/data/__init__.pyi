@@ -46,5 +46,5 @@ from .text import TextDataModule as TextDataModule
 from .text import TextFile as TextFile
 from .text import TokenWindows as TokenWindows
 from .written import DatasetFile as DatasetFile
-from .written import read_tensors as read_tensors
 from .written import pack_tensors as pack_tensors
+from .written import read_tensors as read_tensors

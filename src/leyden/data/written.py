@@ -8,7 +8,7 @@ import safetensors.torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-__all__ = ["DatasetFile", "read_tensors", "pack_tensors"]
+__all__ = ["DatasetFile", "pack_tensors", "read_tensors"]
 
 DatasetFile = Annotated[str, "dataset"]  # path of a safetensors file with one tensor [S, ...] per batch key
 
