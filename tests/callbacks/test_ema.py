@@ -120,7 +120,7 @@ def power(g, delta=1):
         ({"decay": 0.75, "warmup": True}, lambda step: min(0.75, 1 - step ** (-2 / 3))),
         ({"decay": 0.9, "start_step": 5}, lambda step: 0.9 if step > 6 else 0.0),
         ({"decay": 0.99, "warmup": True, "start_step": 5}, lambda step: 1 - max(1, step - 5) ** (-2 / 3)),
-        ({"decay": 0.9, "every_n_steps": 4}, lambda step: None if step % 4 else 0.9),
+        ({"decay": 0.9, "every_n_steps": 4}, lambda step: None if step % 4 else 0.9 * (step > 4)),
         ({"power_std": 0.1}, power(6.9369)),
         ({"power_std": 12**-0.5, "every_n_steps": 3}, power(0.0, delta=3)),
         ({"decay": 0.0}, lambda step: 0.0),

@@ -38,7 +38,6 @@ def test_steps_after_the_last_checkpoint_are_made_again(run, assert_same_runs, c
     assert_same_runs(cut, whole)
 
 
-@pytest.mark.xfail(strict=True, reason="after a finished epoch Lightning skips the samples of the next one")
 @pytest.mark.parametrize("cuts", [[6], [4, 12, 17]])
 def test_max_steps_after_an_epochs_end(run, assert_same_runs, cuts):
     arguments = {"max_epochs": -1, "max_steps": 20}
@@ -85,9 +84,6 @@ class Resize(Callback):
             trainer.datamodule.set_batch_size(self.sizes[trainer.global_step])
 
 
-longer = pytest.mark.xfail(strict=True, reason="Lightning ends a resumed epoch at its length before it was resized")
-
-
 @pytest.mark.parametrize(
     ("sizes", "cuts"),
     [
@@ -96,8 +92,8 @@ longer = pytest.mark.xfail(strict=True, reason="Lightning ends a resumed epoch a
         ({2: 16}, [2, 3, 4]),  # 4 steps in the first epoch and 3 in each that follows
         ({2: 16}, [4, 6, 7]),
         ({5: 4, 9: 16}, [5, 7, 9]),
-        pytest.param({2: 4}, [6, 9], marks=longer),
-        pytest.param({5: 4, 9: 16}, [6], marks=longer),
+        ({2: 4}, [6, 9]),
+        ({5: 4, 9: 16}, [6]),
     ],
 )
 def test_goes_on_with_the_size_of_the_batches(run, assert_same_runs, sizes, cuts):

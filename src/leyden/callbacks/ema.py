@@ -68,11 +68,17 @@ class EMA(Callback):
         """Checks that there is one average only.
 
         Raises:
-            MisconfigurationException: there are two.
+            MisconfigurationException: there are two; or a ModelCheckpoint saves weights only, which Lightning does
+                without asking callbacks, so that the file would not have the average.
         """
         if sum(isinstance(callback, EMA) for callback in trainer.callbacks) > 1:  # type: ignore[attr-defined]
             raise MisconfigurationException(
                 "there are two EMA callbacks, but only one average can be evaluated: keep one"
+            )
+        if any(getattr(callback, "save_weights_only", False) for callback in trainer.checkpoint_callbacks):
+            raise MisconfigurationException(
+                "a ModelCheckpoint with save_weights_only=True would save weights without the average: set it to False "
+                "(the state_dict of a whole checkpoint is the average)"
             )
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -155,10 +161,10 @@ class EMA(Callback):
             self._loaded = checkpoint["state_dict"]
 
     def _decay(self, step: int) -> float:
+        if step - self.start_step <= self.every_n_steps:
+            return 0.0  # the first update: the average begins as the weights
         if self.power_std is None:
             return ema_decay(step, decay=self.decay, warmup=self.warmup, update_after_step=self.start_step)
-        if step - self.start_step < self.every_n_steps:
-            return 0.0
         return power_ema_decay(step - self.start_step, std=self.power_std, delta=self.every_n_steps)
 
     @torch.no_grad()

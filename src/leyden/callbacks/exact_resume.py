@@ -1,12 +1,15 @@
 """Continuing a run with the same bits: random states, logs and progress."""
 
+import os
 import random
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_warn
 
@@ -30,6 +33,11 @@ class ExactResume(Callback):
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Gives the processes of a new run different random numbers, and the loader of a resumed run its state."""
         loop = trainer.fit_loop
+        if loop.restarting and loop.restarted_on_epoch_end:
+            # With max_steps Lightning goes on with a finished epoch: it would end it twice and skip the next one's data.
+            loop._restarting = loop.epoch_loop.restarting = False
+            loop.reset_restart_stage()
+            loop.epoch_progress.increment_completed()
         if self._resumed and loop._combined_loader is not None and loop._combined_loader_states_to_load:
             # Lightning does not, if the loader was made before the state was read (to count the steps of a schedule).
             loop._combined_loader._load_state_dicts(loop._combined_loader_states_to_load)
@@ -70,6 +78,9 @@ class ExactResume(Callback):
 
     def on_load_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Takes the random states, and counts batches anew if the run goes on with other accumulation."""
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, ModelCheckpoint) and callback.state_key in checkpoint["callbacks"]:
+                _follow_moved_files(checkpoint["callbacks"][callback.state_key], callback.dirpath)
         if not trainer.training:
             return
         self._resumed = True
@@ -81,6 +92,24 @@ class ExactResume(Callback):
                 ready = counts["ready"] // before * trainer.accumulate_grad_batches
                 # how far the last batch had come tells Lightning at which hook the checkpoint was saved
                 counts.update({name: ready - (counts["ready"] - count) for name, count in counts.items()})
+
+
+def _follow_moved_files(state: dict[str, Any], here: str | os.PathLike[str] | None) -> None:
+    """Changes the folder in the state of a `ModelCheckpoint` whose files lie in another one now.
+
+    It would forget the best score otherwise, and put a worse checkpoint in the place of the best.
+    """
+    before, best = state["dirpath"], state["best_model_path"]
+    if before is None or here is None or not best or not Path(here, os.path.relpath(best, before)).is_file():
+        return
+
+    def moved(path: str) -> str:
+        return os.path.join(here, os.path.relpath(path, before)) if path else path
+
+    for name in ("best_model_path", "kth_best_model_path", "last_model_path"):
+        state[name] = moved(state[name])
+    state["best_k_models"] = {moved(path): score for path, score in state["best_k_models"].items()}
+    state["dirpath"] = here
 
 
 def _random_state() -> dict[str, Any]:

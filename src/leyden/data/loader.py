@@ -95,7 +95,7 @@ class ResumableLoader(_Loader):
         dataset: as in `EvalLoader`.
         sampler: says which samples make the next batch.
         num_workers: number of loading processes.
-        on_epoch_start: called when an epoch starts or goes on, with the sampler at its place: its length is known now.
+        on_epoch_start: called when an epoch starts, and when a state was loaded: its length is known now.
     """
 
     def __init__(
@@ -134,3 +134,5 @@ class ResumableLoader(_Loader):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restores the state of the sampler."""
         self.sampler.load_state_dict(state)
+        if self.on_epoch_start is not None:
+            self.on_epoch_start()

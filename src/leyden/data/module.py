@@ -31,7 +31,8 @@ class DataModule(LightningDataModule):
         batch_size: samples of one *optimizer step*, over all processes and accumulated micro-batches: the same samples
             make the same step on any number of processes.
         eval_batch_size: samples of an evaluation batch, over all processes; ``batch_size`` if None.
-        num_workers: loading processes per training process.
+        num_workers: loading processes per training process. A data set that draws random numbers resumes exactly if
+            there is at least one.
         drop_last: leave out the last, smaller training batch of an epoch.
         order: order of the training samples; shuffled if None.
         augment: changes training batches, on the device.
@@ -167,10 +168,10 @@ def _update_epoch_length(trainer: Trainer | None) -> None:
     ]
     if loader._iterator is not None:
         loader._iterator.limits = loader.limits
-    loop.max_batches = len(loader)
-    if fetcher is not None:
-        fetcher.length = loop.max_batches
-        fetcher.done = fetcher.fetched >= loop.max_batches
-        loop.epoch_loop.batch_progress.is_last_batch = fetcher.done
+    if fetcher is None:  # Lightning is about to count the batches
+        return
+    loop.max_batches = fetcher.length = len(loader)
+    fetcher.done = fetcher.fetched >= loop.max_batches
+    loop.epoch_loop.batch_progress.is_last_batch = fetcher.done
     if isinstance(trainer.val_check_interval, float):
         trainer.val_check_batch = max(1, int(loop.max_batches * trainer.val_check_interval))

@@ -20,13 +20,20 @@ class EMATeacher(nn.Module):
         decay: share of the old average that an update keeps, or a function from the optimizer steps done to it.
 
     Raises:
-        ValueError: ``decay`` is a number outside of [0, 1].
+        ValueError: ``decay`` is a number outside of [0, 1], or the weights have less than 32 bits: an average in so few
+            stands still.
     """
 
     def __init__(self, network: nn.Module, *, decay: float | Callable[[int], float] = 0.999) -> None:
         super().__init__()
         if not callable(decay) and not 0.0 <= decay <= 1.0:
             raise ValueError(f"decay must lie in [0, 1] or be a function of the step, got {decay}")
+        for name, parameter in network.named_parameters():
+            if parameter.is_floating_point() and parameter.element_size() < 4:
+                raise ValueError(
+                    f"the network's {name!r} is {parameter.dtype}, too coarse for an average to move in: keep the "
+                    "weights in float32 (mixed precision does)"
+                )
         self.decay = decay
         self.module = copy.deepcopy(network).requires_grad_(False).eval()
 
