@@ -63,9 +63,10 @@ def plot_curves(path: Path, report: Mapping[str, Any], arms: list[Arm]) -> None:
             axes.text(0.5, 0.5, f"{column} was not logged", ha="center", va="center", transform=axes.transAxes)
         elif "loss" in column:
             axes.set_yscale("log")
-        if number == 1 and axes.lines:
-            axes.legend(frameon=False)
         _clean(axes)
+    handles, labels = next((found for axes in figure.axes if (found := axes.get_legend_handles_labels())[0]), ([], []))
+    if handles:
+        figure.legend(handles, labels, loc="outside lower center", ncols=2, frameon=False)
     figure.suptitle(f"Learning curves: mean ± standard deviation, {report['seeds']} seeds")
     _save(figure, path)
 
