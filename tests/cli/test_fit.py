@@ -209,7 +209,8 @@ def test_evaluation_of_a_checkpoint_uses_the_config_of_its_run_and_leaves_it_alo
     assert main(["validate", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert main(["predict", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert {path: Path(path).read_bytes() for path in before} == before
-    assert set(files()) - before.keys() == {f"{run}/test/metrics.csv", f"{run}/validate/metrics.csv"}
+    new = {f"{run}/test/metrics.csv", f"{run}/validate/metrics.csv", f"{run}/predict/predictions.pt"}
+    assert set(files()) - before.keys() == new
 
 
 def test_evaluation_without_checkpoint():

@@ -72,6 +72,7 @@ def test_processes_that_cannot_agree_need_a_name(environment, num_nodes):
 def test_empty_folders_are_taken_away_again():
     full, empty = RunFolder.new("a", "full", {}), RunFolder.new("b/c", "empty", {})
     full.config.touch()
+    empty.checkpoints.mkdir()
     full.discard_if_empty()
     empty.discard_if_empty()
     assert full.config.is_file()

@@ -3,6 +3,7 @@
 import logging
 import os
 import secrets
+import shutil
 import signal
 import sys
 import time
@@ -15,18 +16,22 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
+import torch
+import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
+from torch import Tensor
 
 from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
 from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
+from leyden.core.distributed import world_size
 from leyden.plugins.checkpoint_io import DamagedCheckpointError
 from leyden.plugins.replace_file import replace_file
 
@@ -64,13 +69,13 @@ class LeydenCLI(LightningCLI):
             )
         except Exception:
             self._end_children()
+            self._forget_wandb()
             raise
         finally:
             os.environ.pop(RUN_DIR_VARIABLE, None)
+            _finish_wandb()
             if self.run is not None:
                 self.run.discard_if_empty()
-            if "wandb" in sys.modules:
-                sys.modules["wandb"].finish()
 
     def _end_children(self) -> None:
         """Ends the processes that Lightning started, which would wait for this one."""
@@ -78,6 +83,13 @@ class LeydenCLI(LightningCLI):
         if launcher is not None and hasattr(launcher, "kill"):
             with suppress(ProcessLookupError):
                 launcher.kill(signal.SIGTERM)
+
+    @rank_zero_only
+    def _forget_wandb(self) -> None:
+        """Removes what W&B wrote of a fit that failed before its first step, because it opens its run before."""
+        _finish_wandb()
+        if self.command == "fit" and self.run is not None and not self.run.config.exists():
+            shutil.rmtree(self.run.path / "wandb", ignore_errors=True)
 
     # ---- parsing
 
@@ -157,6 +169,9 @@ class LeydenCLI(LightningCLI):
             while str(cause).startswith("Does not validate") and cause.__cause__ is not None:
                 cause = cause.__cause__
             raise cause from None
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger) and logger._wandb_init["anonymous"] is None:
+                del logger._wandb_init["anonymous"]  # only its being there makes W&B warn that it has no effect
 
     # ---- the run folder
 
@@ -243,13 +258,30 @@ class LeydenCLI(LightningCLI):
                 self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True
             )
             metrics = {name: value for result in results for name, value in result.items()}
+        _finish_wandb()  # has its own last words
         if self.trainer.is_global_zero:
             assert self.run is not None
             print_summary(self.run, self.trainer, metrics, seconds, best)
 
+    def after_predict(self) -> None:
+        """Writes the predictions of all processes into ``predictions.pt``."""
+        parts: list[Any] = [self.trainer.predict_loop.predictions]
+        if world_size() > 1:
+            parts = [None] * world_size()
+            dist.all_gather_object(parts, self.trainer.predict_loop.predictions)
+        if self.trainer.is_global_zero:
+            assert self.run is not None
+            path = self.run.path / "predictions.pt"
+            with replace_file(path) as file:
+                torch.save(_joined([batch for part in parts for batch in part]), file)
+            _say(f"predictions: {path}")
+
 
 class SaveConfig(Callback):
-    """Writes the resolved config into the run folder and gives it to the loggers, once, when a fit starts.
+    """Writes the resolved config into the run folder and gives it to the loggers, once, when training starts.
+
+    By then data and model were made and a checkpoint was read: a run that cannot start, or cannot go on with what was
+    typed, leaves no folder behind, and the config of the run to be resumed as it was.
 
     Args:
         parser: unused; LightningCLI gives it.
@@ -259,10 +291,20 @@ class SaveConfig(Callback):
 
     def __init__(self, parser: LightningArgumentParser, config: Namespace, *, cli: LeydenCLI) -> None:
         self.cli = cli
+        self._written = False
 
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes."""
-        if stage != "fit" or not trainer.is_global_zero:
+        self._write(trainer)
+
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Writes, if there was nothing to train."""
+        if not self._written:
+            self._write(trainer)
+
+    def _write(self, trainer: Trainer) -> None:
+        self._written = True
+        if not trainer.is_global_zero:
             return
         assert self.cli.run is not None
         with replace_file(self.cli.run.config) as file:
@@ -281,6 +323,8 @@ def run_command(command: str, tree: Section, arguments: Arguments, files: list[P
         Exception: whatever went wrong.
     """
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    # Lightning's own, under newer torch
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
     try:
         LeydenCLI(command, tree, arguments, files)
     except SIGTERMException:
@@ -343,10 +387,16 @@ def _is_wandb(logger: Namespace) -> bool:
 
 
 def _prepare_wandb(init_args: Namespace, label: str) -> None:
-    """Names the W&B run as the folder; offline if nobody is logged in and the user did not say otherwise."""
+    """Names the W&B run as the folder; offline and brief, if nobody is logged in or the user did not say otherwise."""
     init_args.name = init_args.name or label
+    os.environ.setdefault("WANDB_QUIET", "true")
     if "WANDB_MODE" not in os.environ and not _logged_in_to_wandb():
         init_args.offline = True
+
+
+def _finish_wandb() -> None:
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
 
 
 def _logged_in_to_wandb() -> bool:
@@ -368,6 +418,14 @@ def _has_test(model: Any, datamodule: Any) -> bool:
         datamodule is not None and is_overridden("test_dataloader", datamodule)
     )
     return has_data and is_overridden("test_step", model)
+
+
+def _joined(batches: list[Any]) -> Any:
+    """Predictions that are batches as one, in the order of ``index``; any others as they are."""
+    if not all(isinstance(batch, dict) and isinstance(batch.get("index"), Tensor) for batch in batches) or not batches:
+        return batches
+    order = torch.cat([batch["index"] for batch in batches]).argsort()
+    return {key: torch.cat([batch[key] for batch in batches])[order] for key in batches[0]}
 
 
 def _with_header(config: str) -> str:

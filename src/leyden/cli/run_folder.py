@@ -48,11 +48,15 @@ class RunFolder:
         return any(self.checkpoints.glob("*.ckpt"))
 
     def discard_if_empty(self) -> None:
-        """Removes the folder, and those above it up to ``logs/``, if nothing was written."""
-        folder = self.path
-        while folder.is_dir() and folder != LOGS and not any(folder.iterdir()):
-            folder.rmdir()
-            folder = folder.parent
+        """Removes the folder, and those above it up to ``logs/`` that are left empty, if there is no file in it."""
+        if any(files for _, _, files in os.walk(self.path)):
+            return
+        for folder, _, _ in os.walk(self.path, topdown=False):
+            os.rmdir(folder)
+        above = self.path.parent
+        while above.is_dir() and above != LOGS and not any(above.iterdir()):
+            above.rmdir()
+            above = above.parent
 
     @classmethod
     def new(cls, experiment: str, name: str | None, environment: Mapping[str, str], num_nodes: int = 1) -> "RunFolder":
