@@ -12,7 +12,6 @@ from typing import Any
 from leyden.catalog.evidence import read_evidence
 from leyden.catalog.papers import Comparison, Paper, read_paper, search
 from leyden.catalog.parts import describe_part
-from leyden.cli.compare import source_digest
 from leyden.cli.config import config_folder, find_config
 
 __all__ = ["papers", "results", "show"]
@@ -123,6 +122,8 @@ def _comparison(comparison: Comparison) -> str:
 def _evidence(comparison: Comparison) -> str:
     if comparison.evidence is None:
         return "Evidence: none yet (leyden compare ... --record NAME)"
+    from leyden.cli.compare import source_digest  # the list of papers does not need it
+
     report = read_evidence(comparison.evidence)
     arm = next(arm for arm in report["methods"] if arm["name"] == comparison.experiment)
     difference, machine = arm["difference"], report["machine"]
