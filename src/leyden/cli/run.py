@@ -40,15 +40,17 @@ def run(argv: Sequence[str]) -> int:
         The exit code.
     """
     arguments = _parse(argv)
+    running: list[str] = []  # the stage in which an error happens
     try:
-        return _Run(arguments).go()
+        return _Run(arguments, running).go()
     except KeyboardInterrupt:
         print("leyden: interrupted; 'leyden run --resume FOLDER' goes on", file=sys.stderr)
         return 130
     except Exception as error:
         if arguments.debug:
             traceback.print_exc()
-        print(f"leyden: error: {_one_line(error, arguments.debug)}", file=sys.stderr)
+        where = "".join(f"{label}: " for label in running)
+        print(f"leyden: error: {where}{_one_line(error, arguments.debug)}", file=sys.stderr)
         return 1
 
 
@@ -76,7 +78,8 @@ def _parse(argv: Sequence[str]) -> Namespace:
 
 
 class _Run:
-    def __init__(self, arguments: Namespace) -> None:
+    def __init__(self, arguments: Namespace, running: list[str]) -> None:
+        self.running = running
         self.jobs = arguments.jobs
         self.resumes = arguments.resume is not None
         self.first = arguments.first
@@ -149,10 +152,9 @@ class _Run:
 
         for label, task in tasks.items():
             print(f"leyden: stage {label}", file=sys.stderr)
-            try:
-                outcome = run_task(task)
-            except ConfigError as error:
-                raise ConfigError(f"{label}: {error}") from error
+            self.running.append(label)
+            outcome = run_task(task)
+            self.running.pop()
             if outcome.code:
                 return outcome.code
             self._finish(label, outcome)

@@ -132,7 +132,8 @@ def run_task(task: Task) -> Outcome:
         if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own end after Ctrl-C
             return Outcome(128 + signal.SIGINT)
         raise
-    metrics = _logged(task.folder / "metrics.csv") | cli.metrics if task.command == "fit" else cli.metrics
+    # the log has what was logged before an interruption too
+    metrics = cli.metrics | _logged(task.folder / "metrics.csv") if task.command == "fit" else cli.metrics
     gives = {name: _give(name, task, cli, metrics) for name in task.gives}
     return Outcome(0, gives, metrics, time.monotonic() - started)
 
@@ -217,11 +218,12 @@ def _write_predictions(task: Task, batches: list[Batch]) -> str:
 
 
 def _logged(path: Path) -> dict[str, float]:
-    """Last value of each metric in the log: a fit that ended before it was interrupted logs them no more."""
+    """Last value of each metric in the log."""
     if not path.is_file():
         return {}
     with open(path, newline="") as file:
-        return {name: float(value) for row in csv.DictReader(file) for name, value in row.items() if value}
+        rows = [{name: float(value) for name, value in row.items() if value} for row in csv.DictReader(file)]
+    return {name: value for row in rows for name, value in row.items() if name not in ("step", "epoch")}
 
 
 def _end_with_parent() -> None:
