@@ -35,6 +35,12 @@ def pytest_configure(config: pytest.Config) -> None:
     )
 
 
+@pytest.fixture(autouse=True)
+def _forget_seed(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Lightning leaves it behind, and reads it in the next test
+    monkeypatch.delenv("PL_GLOBAL_SEED", raising=False)
+
+
 # ---- experiments
 
 
@@ -188,6 +194,7 @@ def _run_rank(rank: int, job: tuple[Any, ...]) -> None:
             GROUP_RANK="0",
             TORCHELASTIC_RUN_ID="test",
         )
+    os.environ.pop("PL_GLOBAL_SEED", None)  # of a test that ran before the fork server was started
     torch.set_num_threads(1)
     multiprocessing.set_start_method(None, force=True)  # loaders start their workers as anywhere else
     try:
