@@ -12,6 +12,7 @@ import wandb
 import yaml
 
 from leyden.cli import main
+from leyden.cli.lightning import _joined
 from leyden.cli.summary import print_summary
 from leyden.core.callback import NumberedCallback
 from leyden.data import Digits
@@ -75,6 +76,7 @@ def test_the_same_seed_gives_the_same_weights_and_another_does_not():
 
 
 @pytest.mark.slow  # minutes, if the compiler has cached nothing yet
+@pytest.mark.filterwarnings("default")  # those of the compiler itself
 def test_a_compiled_run_trains_and_goes_on_like_a_plain_one():
     assert fit("--name=plain") == 0
     assert fit("--name=run", "--model.compile=true") == 0
@@ -203,3 +205,12 @@ def test_the_table_comes_last_and_wandb_is_brief(monkeypatch, capfd):
     assert "anonymous" not in error
     assert "Run history" not in error
     assert Path(RUN, "wandb").is_dir()
+
+
+def test_predictions_of_several_processes_are_put_in_order():
+    parts = [{"index": torch.tensor([0, 2]), "output": torch.tensor([[0.0], [2.0]])}]
+    parts.append({"index": torch.tensor([1]), "output": torch.tensor([[1.0]])})
+    joined = _joined(parts)
+    assert joined["index"].tolist() == [0, 1, 2]
+    assert joined["output"].tolist() == [[0.0], [1.0], [2.0]]
+    assert _joined(["a", "b"]) == ["a", "b"]  # of a foreign module
