@@ -1,5 +1,6 @@
 """Runs of stages through the command."""
 
+import fcntl
 import json
 from pathlib import Path
 
@@ -227,3 +228,33 @@ def test_error_in_a_stage_is_one_line(ran, capsys):
     for wrong in ([], ["some.yaml", "--jobs=0"], ["--name=a", "--resume=b"]):
         with pytest.raises(SystemExit, match="2"):
             main(["run", *wrong])
+
+
+def test_a_head_grows_with_the_rounds(ran):
+    text = """\
+set:
+  data: {class_path: leyden.data.DigitTasks}
+  model.network: {class_path: leyden.models.MLP, init_args: {in_features: 64, num_outputs: 2, hidden: [4]}}
+stages:
+  learn:
+    rounds: 2
+    set: {trainer.callbacks+: {class_path: leyden.callbacks.InitialWeights, init_args: {grow_head: true}}}
+    by_round: {model.network.num_outputs: [2, 4]}
+    takes: {data.task: round, trainer.callbacks.InitialWeights.weights: before.learn.weights}
+    gives: [weights]
+"""
+    assert start(text) == 0
+    heads = [
+        safetensors.torch.load_file(f"logs/some/a/learn/round-{number}/weights.safetensors")["head.bias"]
+        for number in range(2)
+    ]
+    assert [len(head) for head in heads] == [2, 4]
+
+
+def test_one_process_at_a_time(ran, capsys):
+    assert start(CHAIN[: CHAIN.index("  second:")]) == 0
+    with open("logs/some/a/.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert resume() == 1
+    assert "another process is running the stages in logs/some/a" in capsys.readouterr().err
+    assert resume() == 0

@@ -93,7 +93,7 @@ LABEL = "c: {run: predict, takes: {ckpt_path: a.checkpoint}, gives: [dataset]}"
 WRONG_CONFIGS = {  # known only by parsing the configs
     "stages: {a: {set: {model.network.widht: 4}}}": "a: model.network: 'widht' is not an argument of",
     "stages: {a: {config: nowhere}}": "a: there is no config file 'nowhere'",
-    f"stages: {{a: {{gives: [weights]}}, b: {{{SOFT_TARGETS}, takes: {{{SOFT}: a.weights}}}}}}": "is not Network or list",
+    f"stages: {{a: {{gives: [weights]}}, b: {{{SOFT_TARGETS}, takes: {{{SOFT}: a.weights}}}}}}": "is not Network or",
     f"stages: {{a: {{gives: [checkpoint]}}, {LABEL}, b: {{{INITIAL}, takes: "
     "{trainer.callbacks.InitialWeights.weights: c.dataset}}}": "takes weights, c.dataset is a dataset",
     "stages: {a: {gives: [weights]}, b: {takes: {model.network.width: a.weights}}}": "a/weights' is not int",

@@ -58,6 +58,7 @@ ARGUMENTS: dict[str, Any] = {
     "patch_size": 4,
     "vocab_size": 12,
     "context": 4,
+    "teachers": ConvNet(1, 10, width=4),
 }
 NETWORKS = {"LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2)}
 BATCHES = {

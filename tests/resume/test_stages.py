@@ -122,13 +122,23 @@ def test_stopped_anywhere(command, example, monkeypatch, capsys):
     assert ends(run) == ends(run.with_name("whole"))
 
 
-def test_killed_by_the_system(command, start_processes, tmp_path):
-    assert main(command("distillation", "whole")) == 0
-    draw = random.Random(os.environ.get("LEYDEN_TEST_SEED", "0"))
-    run = Path("logs/distillation/killed")
-    arguments = command("distillation", "killed")
-    for _ in range(2):
-        process = start_processes(run_and_kill, 1, tmp_path, arguments, at=draw.randint(3, 25))
+EXAMPLE_KILLS = [
+    ("distillation", 2),
+    *(pytest.param(path.stem, 5, marks=pytest.mark.slow) for path in sorted(EXAMPLES.glob("*.yaml"))),
+]
+
+
+@pytest.mark.parametrize(("example", "kills"), EXAMPLE_KILLS)
+def test_killed_by_the_system(command, start_processes, tmp_path, monkeypatch, example, kills):
+    with monkeypatch.context() as patch:
+        whole = Killer(stop)
+        whole.install(patch)
+        assert main(command(example, "whole")) == 0
+    draw = random.Random(f"{os.environ.get('LEYDEN_TEST_SEED', '0')} {example} {kills}")
+    run = Path("logs", example, "killed")
+    arguments = command(example, "killed")
+    for _ in range(kills):
+        process = start_processes(run_and_kill, 1, tmp_path, arguments, at=draw.randint(3, whole.count // kills))
         with pytest.raises(RuntimeError, match=f"ended with .-{signal.SIGKILL}"):
             process.results()
         arguments = ["run", f"--resume={run}", "--debug"]

@@ -44,7 +44,7 @@ class SoftTargets(MethodCallback):
     def build(self, method: "Method") -> None:
         """Attaches the teachers."""
         for number, teacher in enumerate(self.teachers):
-            method.attach_frozen(f"teacher_{number}", teacher)
+            method.attach_frozen(f"{self.state_key}_teacher_{number}", teacher)
 
     def loss_terms(self, method: "Method", batch: Batch, outputs: Outputs, terms: Terms) -> Terms:
         """Weighs the other terms down and adds ``soft_targets``.

@@ -5,6 +5,7 @@ done) and a folder per stage, round and member, which is an ordinary run folder.
 as long as its config and what it takes are the same; one that was interrupted goes on from its last checkpoint.
 """
 
+import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-STAGES, RECORDS = "stages.yaml", "stages.json"
+STAGES, RECORDS, LOCK = "stages.yaml", "stages.json", ".lock"
 
 
 def run(argv: Sequence[str]) -> int:
@@ -85,6 +86,7 @@ class _Run:
         self.first = arguments.first
         self.folder = Path(arguments.resume or "")
         self.records: dict[str, Any] = {}
+        self.labels: list[str] = []  # of what belongs to this run; there may be records of rounds that it has no more
         self.settings: list[str] = arguments.set
         if self.resumes:
             self._read()
@@ -100,6 +102,14 @@ class _Run:
         check_stages(self.stages, self.options, self.folder)
         if not self.resumes:
             self._make_folder()
+        with open(self.folder / LOCK, "w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise ConfigError(f"another process is running the stages in {self.folder}") from None
+            return self._go()
+
+    def _go(self) -> int:
         if self.stages.path != self.folder / STAGES:
             self._replace(STAGES, self.stages.path.read_bytes())
         self._write()
@@ -141,6 +151,7 @@ class _Run:
         for member in range(stage.members or 1):
             label = loop.folder(stage, round_) + (f"/member-{member}" if stage.members is not None else "")
             task = self._prepare(loop, stage, round_, member, label)
+            self.labels.append(label)
             if task is None:
                 print(f"leyden: {label}: finished before", file=sys.stderr)
             else:
@@ -175,13 +186,8 @@ class _Run:
                 shutil.rmtree(folder)
             self.records[label] = {"key": key, "state": "running", "id": secrets.token_hex(4)}
         elif record["state"] == "finished":
+            record["gives"] |= {name: record["metrics"][name] for name in stage.gives if name in record["metrics"]}
             if all(name in record["gives"] and self._is_there(folder, record, name) for name in stage.gives):
-                return None
-            known = {name: record["metrics"][name] for name in stage.gives if name in record["metrics"]}
-            if record["gives"].keys() | known.keys() >= set(stage.gives) and all(
-                self._is_there(folder, record, name) for name in stage.gives if name in record["gives"]
-            ):
-                record["gives"] |= known
                 return None
             record["state"] = "running"
         tree, files = stage_tree(self.stages, self.options, loop, stage, round_, member, self._take)
@@ -349,7 +355,8 @@ class _Run:
         }
 
     def _print_summary(self) -> None:
-        for label, record in self.records.items():
+        for label in self.labels:
+            record = self.records[label]
             shown = {name: value for name, value in record["gives"].items() if name not in FILE_KINDS}
             shown = shown or {k: v for k, v in record["metrics"].items() if k.startswith("test/")}
             numbers = "  ".join(f"{name} {value:.4f}" for name, value in shown.items())
