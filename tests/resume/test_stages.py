@@ -83,6 +83,8 @@ def ends(run: Path) -> dict[str, object]:
     left: dict[str, object] = {name: (record["gives"], record["metrics"]) for name, record in records.items()}
     assert {record["state"] for record in records.values()} == {"finished"}
     for path in sorted(run.rglob("*")):
+        if path.name.startswith("."):
+            continue  # what a kill leaves of a file that was about to take its place
         name = path.relative_to(run).as_posix()
         if path.suffix == ".safetensors":
             left[name] = path.read_bytes()
