@@ -111,7 +111,7 @@ def _comparison(comparison: Comparison) -> str:
         "",
         "Run it, put it on top of your own config, or compare it with its baseline",
         f"  leyden fit -c {experiment}",
-        f"  leyden fit -c YOUR.yaml -c {experiment}",
+        f"  leyden fit -c {experiment} -c YOUR.yaml",
         f"  leyden compare {baseline} {experiment} --metric {comparison.metric}",
         "",
         _evidence(comparison),

@@ -8,6 +8,9 @@ from torch import Tensor
 __all__ = ["apply_changes", "check_classes", "check_weights", "initial_state"]
 
 
+_MOVING = {"_step_count", "_last_lr", "_get_lr_called_within_step", "_is_initial"}  # of a schedule: state, no argument
+
+
 def check_weights(saved: dict[str, Tensor], here: dict[str, Tensor], *, training: bool) -> None:
     """Checks that saved weights fit a module.
 
@@ -46,7 +49,7 @@ def initial_state(trainer: Any) -> dict[str, Any]:
             for optimizer in trainer.optimizers
         ],
         "schedulers": [
-            {k: v for k, v in config.scheduler.state_dict().items() if isinstance(v, plain) and not k.startswith("_")}
+            {k: v for k, v in config.scheduler.state_dict().items() if isinstance(v, plain) and k not in _MOVING}
             for config in trainer.lr_scheduler_configs
         ],
     }

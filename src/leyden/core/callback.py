@@ -1,7 +1,9 @@
 """Callbacks with two more doors: the batch before the step, and the loss terms after it."""
 
 from typing import TYPE_CHECKING
+from zlib import crc32
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
@@ -75,4 +77,7 @@ class MethodCallback(NumberedCallback):
         super().setup(trainer, pl_module, stage)
         if self._built_for is not pl_module:
             self._built_for = pl_module
-            self.build(pl_module)
+            # New weights depend on seed and name alone: by now, one process has drawn more numbers than each of many.
+            with torch.random.fork_rng(devices=[]):
+                torch.default_generator.manual_seed(torch.initial_seed() + crc32(self.state_key.encode()))
+                self.build(pl_module)

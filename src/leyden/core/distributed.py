@@ -42,5 +42,6 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     if world_size() == 1:
         return tensor.detach()
     gathered = tensor.new_empty(world_size() * len(tensor), *tensor.shape[1:])
-    dist.all_gather_into_tensor(gathered, tensor.detach().contiguous())
+    gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
+    gather(gathered, tensor.detach().contiguous())
     return gathered

@@ -1,12 +1,12 @@
 """What the optimizers share: checks, the form that a step takes, and norms of whole parameters."""
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, Partial
 from torch.optim import Optimizer
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "foreach_adamw_",
     "fused_adamw_",
     "is_loop_faster",
+    "is_sharded",
     "largest_magnitude",
     "norm",
     "norms",
@@ -69,18 +70,24 @@ def is_loop_faster(*lists: Sequence[Tensor]) -> bool:
 
 def shards(tensors: Sequence[Tensor]) -> list[Tensor]:
     """The parts that this process holds; they share memory with the tensors."""
-    return [t.to_local() if isinstance(t, DTensor) else t for t in tensors]
+    return [cast(Any, t).to_local() if is_sharded(t) else t for t in tensors]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether a tensor is a DTensor; none can be while their module, which is slow to import, was not imported."""
+    module = sys.modules.get("torch.distributed.tensor")
+    return module is not None and isinstance(tensor, module.DTensor)
 
 
 def norm(tensor: Tensor) -> Tensor:
     """Euclidean norm of a whole tensor, also where processes share it; float32 at least, ``[]``."""
     value = torch.linalg.vector_norm(tensor, dtype=torch.promote_types(tensor.dtype, torch.float32))
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if is_sharded(value) else value
 
 
 def norms(tensors: list[Tensor] | tuple[Tensor, ...]) -> Tensor:
     """`norm` of each of T tensors, ``[T]``."""
-    if any(isinstance(t, DTensor) for t in tensors):
+    if any(map(is_sharded, tensors)):
         return torch.stack([norm(t) for t in tensors])
     dtype = torch.promote_types(tensors[0].dtype, torch.float32)
     return torch.stack(torch._foreach_norm(tensors, 2, dtype=dtype))
@@ -94,8 +101,10 @@ def largest_magnitude(tensor: Tensor) -> Tensor:
     else:
         low, high = torch.aminmax(shard)
         value = torch.maximum(high, -low)
-    if isinstance(tensor, DTensor):
-        mesh = tensor.device_mesh
+    if is_sharded(tensor):
+        from torch.distributed.tensor import DTensor, Partial
+
+        mesh = cast(Any, tensor).device_mesh
         return DTensor.from_local(value, mesh, [Partial("max")] * mesh.ndim, run_check=False).full_tensor()
     return value
 
