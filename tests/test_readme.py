@@ -7,6 +7,7 @@ from pathlib import Path
 
 import leyden.callbacks
 from leyden.cli import main
+from leyden.cli.config import find_config
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -45,7 +46,13 @@ def test_the_commands_parse(capsys):
     commands = [shlex.split(line, comments=True) for line in lines if line.startswith("leyden ")]
     assert len(commands) >= 4
     for _, command, *arguments in commands:
-        if "NAME" not in " ".join(arguments):
+        if command in ("papers", "show"):
+            assert main([command, *arguments]) == 0
+        elif command == "compare":
+            assert all(find_config(name).is_file() for name in arguments[:2])
+        elif command == "run":
+            assert (ROOT / arguments[0]).is_file()
+        elif "NAME" not in " ".join(arguments):
             assert main([command, *arguments, *([] if "--print_config" in arguments else ["--print_config"])]) == 0
 
 

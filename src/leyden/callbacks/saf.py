@@ -55,9 +55,8 @@ class SAF(MethodCallback):
         self.delay = delay
         self.start_epoch = start_epoch
         self.end_epoch = end_epoch
-        self.past: list[
-            SampleMemory
-        ] = []  # logits [S, C] of the last delay + 1 epochs, that of epoch e in e % (delay + 1)
+        # logits [S, C] of the last delay + 1 epochs, those of epoch e in place e % (delay + 1)
+        self.past: list[SampleMemory] = []
         self._batch_is_new = True
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
