@@ -1,7 +1,7 @@
 """Time of a training step: Leyden with 0, 1 and 4 callbacks, plain Lightning, and a hand-written loop.
 
-All variants train the same network on the same batches with the same AdamW, in one process, in turn. Printed are medians
-over the rounds of the ratio to the hand-written loop of the same round.
+All variants train the same network on the same batches with the same AdamW, in one process, in turn. Printed are
+medians over the rounds of the ratio to the hand-written loop of the same round.
 
     python benchmarks/step_overhead.py [--rounds 15] [--only mlp cnn gpt]
 """
@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable
 from functools import partial
 
-import lightning as L  # noqa: N812
+import lightning as L
 import torch
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, nn

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from leyden.callbacks import LastCheckpoint
 from leyden.cli import main
+from leyden.cli.lightning import _prepare_wandb
 
 QUICK = [
     "-c",
@@ -315,14 +316,12 @@ def test_wandb_is_offline_unless_logged_in_or_told(mode, key, entry, offline, mo
             monkeypatch.setenv(name, value)
     given = []
 
-    class StoppedError(ValueError):
-        pass
+    def prepare_and_stop(init_args, label):
+        _prepare_wandb(init_args, label)
+        given.append(init_args.offline)
+        raise ValueError("enough")
 
-    def init(self, *args, offline, **kwargs):
-        given.append(offline)
-        raise StoppedError
-
-    monkeypatch.setattr(WandbLogger, "__init__", init)
+    monkeypatch.setattr("leyden.cli.lightning._prepare_wandb", prepare_and_stop)
     fit("-c", "logger/wandb")
     assert given[0] is offline
 

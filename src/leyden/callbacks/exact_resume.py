@@ -34,7 +34,7 @@ class ExactResume(Callback):
         """Gives the processes of a new run different random numbers, and the loader of a resumed run its state."""
         loop = trainer.fit_loop
         if loop.restarting and loop.restarted_on_epoch_end:
-            # With max_steps Lightning goes on with a finished epoch: it would end it twice and skip the next one's data.
+            # With max_steps Lightning goes on with a finished epoch: it would end it twice and skip data of the next.
             loop._restarting = loop.epoch_loop.restarting = False
             loop.reset_restart_stage()
             loop.epoch_progress.increment_completed()
