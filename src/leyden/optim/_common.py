@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 __all__ = [
+    "advance_adam_state",
     "check_at_least_zero",
     "check_betas",
     "foreach_adamw_",
@@ -53,6 +54,36 @@ def with_gradient(optimizer: Optimizer, group: dict[str, Any]) -> list[Tensor]:
         if p.is_complex():
             raise RuntimeError(f"{type(optimizer).__name__} does not support complex parameters")
     return params
+
+
+def advance_adam_state(
+    optimizer: Optimizer, group: dict[str, Any], extra_state: Callable[[Tensor], dict[str, Tensor]] | None = None
+) -> dict[int, list[Tensor]]:
+    """Counts a step of every parameter of a group that has a gradient; the first one makes its averages.
+
+    Args:
+        optimizer: its ``state[p]`` gets ``step``, ``exp_avg`` and ``exp_avg_sq``.
+        group: one of its groups.
+        extra_state: what else the state of a parameter begins with.
+
+    Returns:
+        The parameters by the number of their step: those of one number can be updated together.
+
+    Raises:
+        RuntimeError: a gradient is sparse, or a parameter complex.
+    """
+    by_step: dict[int, list[Tensor]] = {}
+    for p in with_gradient(optimizer, group):
+        state = optimizer.state[p]
+        if not state:
+            state["step"] = 0
+            state["exp_avg"] = torch.zeros_like(p)
+            state["exp_avg_sq"] = torch.zeros_like(p)
+            if extra_state is not None:
+                state.update(extra_state(p))
+        state["step"] += 1
+        by_step.setdefault(state["step"], []).append(p)
+    return by_step
 
 
 def is_loop_faster(*lists: Sequence[Tensor]) -> bool:

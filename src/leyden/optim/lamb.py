@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from leyden.optim._common import (
+    advance_adam_state,
     check_at_least_zero,
     check_betas,
     fused_adamw_,
@@ -20,7 +21,6 @@ from leyden.optim._common import (
     norm,
     norms,
     shards,
-    with_gradient,
 )
 
 __all__ = ["Lamb"]
@@ -84,16 +84,7 @@ class Lamb(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}
-            for p in with_gradient(self, group):
-                state = self.state[p]
-                if not state:
-                    state["step"] = 0
-                    state["exp_avg"] = torch.zeros_like(p)
-                    state["exp_avg_sq"] = torch.zeros_like(p)
-                state["step"] += 1
-                by_step.setdefault(state["step"], []).append(p)
-            for step, params in by_step.items():
+            for step, params in advance_adam_state(self, group).items():
                 _update(
                     params,
                     [p.grad for p in params],  # type: ignore[misc]

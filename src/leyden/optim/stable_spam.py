@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from leyden.optim._common import (
+    advance_adam_state,
     check_at_least_zero,
     check_betas,
     foreach_adamw_,
@@ -24,7 +25,6 @@ from leyden.optim._common import (
     norms,
     pieces,
     shards,
-    with_gradient,
 )
 
 __all__ = ["StableSPAM"]
@@ -98,18 +98,7 @@ class StableSPAM(Optimizer):
             with torch.enable_grad():
                 loss = closure()
         for group in self.param_groups:
-            by_step: dict[int, list[Tensor]] = {}
-            for p in with_gradient(self, group):
-                state = self.state[p]
-                if not state:
-                    state["step"] = 0
-                    state["exp_avg"] = torch.zeros_like(p)
-                    state["exp_avg_sq"] = torch.zeros_like(p)
-                    dtype = torch.promote_types(p.dtype, torch.float32)
-                    state["grad_stats"] = torch.zeros(3, dtype=dtype, device=p.device)  # of norm, its square, maximum
-                state["step"] += 1
-                by_step.setdefault(state["step"], []).append(p)
-            for step, params in by_step.items():
+            for step, params in advance_adam_state(self, group, _grad_stats).items():
                 _update(
                     params,
                     [p.grad for p in params],  # type: ignore[misc]
@@ -130,6 +119,11 @@ class StableSPAM(Optimizer):
             if key in state_dict["state"]:
                 # torch has cast it to the parameter's dtype
                 self.state[p]["grad_stats"] = state_dict["state"][key]["grad_stats"].to(p.device, copy=True)
+
+
+def _grad_stats(p: Tensor) -> dict[str, Tensor]:
+    dtype = torch.promote_types(p.dtype, torch.float32)
+    return {"grad_stats": torch.zeros(3, dtype=dtype, device=p.device)}  # of norm, its square, maximum
 
 
 def _update(
