@@ -1,0 +1,200 @@
+"""Callbacks of papers work together: every pair of one family, with one of every other family, EMA, gradients accumulated
+over two micro-batches, and bf16.
+
+In each composition every callback has its effect (without it the weights are others), and a fit that is cut within the
+second epoch and resumed ends in the same bits. Pairs that exclude each other by their maths say so before the first step,
+and stand in the docs.
+"""
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor, nn
+
+import leyden
+from leyden import callbacks, optim
+from leyden.callbacks import EMA, ExactResume, LastCheckpoint
+from leyden.catalog.papers import read_papers
+from leyden.core import Network
+from leyden.data import Digits
+from leyden.methods import Classification
+from leyden.models import TransformerBlock
+
+DOCS = Path(leyden.__file__).parents[2] / "docs" / "how-to" / "composing-methods.md"
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a callback is tried.
+
+    Attributes:
+        arguments: of its constructor.
+        optimizer: that it needs.
+        observes: it looks on, and the weights are the same without it.
+    """
+
+    arguments: dict[str, Any] = field(default_factory=dict)
+    optimizer: Callable[..., torch.optim.Optimizer] | None = None
+    observes: bool = False
+
+
+USES = {
+    "EMA": Use({"decay": 0.9}, observes=True),
+    "EarlyLearningRegularization": Use(),
+    "GhostBatchNorm": Use({"ghost_batch_size": 2}),
+    "MESA": Use({"decay": 0.5, "start_epoch": 0}),
+    "SAF": Use({"delay": 1, "start_epoch": 0}),
+    "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
+}
+# pairs that exclude each other by their maths: what the second says of the first
+EXCLUSIVE: dict[tuple[str, str], str] = {}
+
+
+def families() -> dict[str, list[str]]:
+    """The callbacks of the catalog's papers, by family."""
+    found: dict[str, set[str]] = {}
+    for paper in read_papers():
+        names = [part.rsplit(".", 1)[1] for part in paper.parts if part.startswith("leyden.callbacks.")]
+        found.setdefault(paper.family, set()).update(names)
+    return {family: sorted(names) for family, names in sorted(found.items()) if names}
+
+
+def compositions() -> list[tuple[str, ...]]:
+    """Every pair (or the only callback) of each family, with the first fitting one of every other family."""
+    found = []
+    for family, names in families().items():
+        for pair in itertools.combinations(names, min(2, len(names))):
+            together = list(pair)
+            if not are_exclusive(together):
+                for other, candidates in families().items():
+                    fitting = (name for name in candidates if not are_exclusive([*together, name]))
+                    if other != family and (name := next(fitting, None)):
+                        together.append(name)
+                found.append(tuple(together))
+    return found
+
+
+def are_exclusive(names: list[str]) -> bool:
+    return any({*pair} <= {*names} for pair in EXCLUSIVE)
+
+
+class Everything(Network):
+    """Convolution, batch norm, attention and linear layers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.block = TransformerBlock(8, 2, mlp_ratio=1.0)
+        self.feature_dim = 8
+        self.head = nn.Linear(8, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.block(self.stem(x).flatten(2).transpose(1, 2)).mean(1)  # [N, 8]
+
+
+class Cut(Exception):  # noqa: N818
+    """Ends a fit as a kill would."""
+
+
+class CutBefore(Callback):
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        if trainer.global_step == self.step:
+            raise Cut
+
+
+def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume: bool = False) -> dict[str, Tensor]:
+    """Two epochs of four steps of two micro-batches of four; returns what the last checkpoint has of the module."""
+    torch.manual_seed(0)
+    sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
+    optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
+    last = LastCheckpoint(every_n_steps=3)
+    average = [] if "EMA" in names else [EMA(0.9)]
+    trainer = Trainer(
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        precision="bf16-mixed",
+        accelerator="cpu",
+        callbacks=[
+            ExactResume(),
+            *average,
+            *(getattr(callbacks, name)(**USES[name].arguments) for name in names),
+            *([CutBefore(cut)] if cut is not None else []),
+            last,
+        ],
+        default_root_dir=folder,
+        logger=False,
+        log_every_n_steps=1,
+        num_sanity_val_steps=0,
+        limit_val_batches=1,
+        use_distributed_sampler=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    method = Classification(Everything(), optimizer=optimizer)
+    data = Digits(num_train=32, batch_size=8, eval_batch_size=16, seed=0)
+    trainer.fit(method, data, ckpt_path=last_checkpoint(folder) if resume else None)
+    checkpoint = torch.load(last_checkpoint(folder), weights_only=True)
+    assert checkpoint["global_step"] == 8
+    return checkpoint["current_model_state"]
+
+
+def last_checkpoint(folder: Path) -> Path:
+    return next(folder.rglob("last.ckpt"))
+
+
+@pytest.fixture(scope="module")
+def weights_of(tmp_path_factory):
+    """``weights_of(names)``: weights at the end of a fit with these callbacks; each fit is made once."""
+    known: dict[tuple[str, ...], dict[str, Tensor]] = {}
+
+    def weights(names):
+        if names not in known:
+            known[names] = fit(names, tmp_path_factory.mktemp("composition"))
+        return known[names]
+
+    return weights
+
+
+def are_same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
+    shared = [name for name in one if name.startswith("network.") and name in other]
+    assert shared
+    return all(torch.equal(one[name], other[name]) for name in shared)
+
+
+def test_every_callback_of_a_paper_is_tried():
+    assert sorted(USES) == sorted({name for names in families().values() for name in names})
+
+
+@pytest.mark.parametrize("names", compositions(), ids="+".join)
+def test_composition(names, weights_of, tmp_path):
+    weights = weights_of(names)
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+    for name in names:
+        without = tuple(other for other in names if other != name)
+        if USES[name].optimizer is None:  # without it, the optimizer would be another
+            assert are_same(weights, weights_of(without)) == USES[name].observes, f"{name} has the wrong effect"
+    with pytest.raises(Cut):
+        fit(names, tmp_path, cut=5)
+    resumed = fit(names, tmp_path, resume=True)
+    assert resumed.keys() == weights.keys()
+    assert all(torch.equal(resumed[name], tensor) for name, tensor in weights.items())
+
+
+@pytest.mark.parametrize("pair", EXCLUSIVE, ids="+".join)
+def test_exclusive_pairs_say_so_and_are_documented(pair, tmp_path):
+    with pytest.raises(MisconfigurationException, match=EXCLUSIVE[pair]) as caught:
+        fit(pair, tmp_path)
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.rglob("*.ckpt"))
+    assert "`, `".join(pair) in DOCS.read_text()
