@@ -1,9 +1,9 @@
-"""Callbacks of papers work together: every pair of one family, with one of every other family, EMA, gradients accumulated
-over two micro-batches, and bf16.
+"""Callbacks of papers work together: every pair of one family, with one of every other family, EMA, gradients that
+are accumulated over two micro-batches, and bf16.
 
 In each composition every callback has its effect (without it the weights are others), and a fit that is cut within the
-second epoch and resumed ends in the same bits. Pairs that exclude each other by their maths say so before the first step,
-and stand in the docs.
+second epoch and resumed ends in the same bits. Pairs that exclude each other by their maths say so before the first
+step, and stand in the docs.
 """
 
 import itertools
