@@ -86,6 +86,14 @@ MISTAKES = {
         "Part changes the training step of a leyden.core.Method, but the module is a Foreign: derive it from Method or "
         "use one of leyden.methods",
     ),
+    "pattern of no parameter": (
+        ["--model.param_groups={'*.biass': {weight_decay: 0.0}}"],
+        "param_groups: '*.biass' matches none of the parameters network.body.0.0.weight, ",
+    ),
+    "setting of another optimizer": (
+        ["--model.param_groups={'*.bias': {adapt: false}}"],
+        "param_groups: '*.bias' sets 'adapt', which AdamW does not have; it may be ",
+    ),
     "argument out of range": (["--trainer.callbacks.EMA.decay=1.5"], "EMA: decay must lie in [0, 1], got 1.5"),
 }
 
@@ -159,6 +167,10 @@ UNFIT = {
     "other optimizer": (
         ["--model.optimizer=torch.optim.SGD", "--model.optimizer.lr=0.1"],
         "the checkpoint has the state of AdamW, which SGD cannot go on with: resume with the same optimizer, or start",
+    ),
+    "other parameter groups": (
+        ["--model.param_groups={'*.bias': {weight_decay: 0.0}}"],
+        "the checkpoint has the state of other parameter groups: resume with the same param_groups",
     ),
     "batch larger than the data": (["--data.batch_size=2000"], "batch_size must lie in 1..1258"),
     "misspelt argument": (["--model.network.widht=8"], "did you mean 'width'?"),

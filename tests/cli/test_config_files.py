@@ -67,3 +67,16 @@ def test_values_of_options_take_the_type_of_their_argument(capsys):
     assert (wandb["project"], wandb["tags"]) == ("2026", ["a", "b"])
     assert config["test_after_fit"] is False
     assert config["seed_everything"] == 7
+
+
+def test_parameter_groups_of_files_and_options_are_merged(tmp_path, capsys):
+    (tmp_path / "groups.yaml").write_text(
+        "model: {init_args: {param_groups: {'*.bias': {weight_decay: 0.0}, 'network.head.*': {lr_scale: 1e-1}}}}"
+    )
+    more = "--model.param_groups={'network.head.*': {lr_scale: 0.5}, '*norm*': {weight_decay: 0.0}}"
+    printed = resolved(capsys, "-c", str(tmp_path / "groups.yaml"), more)
+    assert list(yaml.safe_load(printed)["model"]["init_args"]["param_groups"].items()) == [
+        ("*.bias", {"weight_decay": 0.0}),
+        ("network.head.*", {"lr_scale": 0.5}),
+        ("*norm*", {"weight_decay": 0.0}),
+    ]

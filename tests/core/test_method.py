@@ -535,6 +535,27 @@ def test_a_changed_rate_reaches_attached_parts(tmp_path):
         assert watch.column("lr", 1) == pytest.approx([0.2] * 3)
 
 
+def by_name(decay, scale, pattern="network.head.*"):
+    return {"param_groups": {"*.bias": {"weight_decay": decay}, pattern: {"lr_scale": scale}}}
+
+
+def test_parameter_groups_go_on_with_new_values(tmp_path):
+    before, after = sgd(weight_decay=0.3) | by_name(0.0, 1.0), sgd(weight_decay=0.3) | by_name(0.2, 0.5)
+    watch = resume(tmp_path, before, after)
+    assert watch.column("weight_decay", 0) == [0.3] * 3
+    assert watch.column("weight_decay", 1) == [0.2] * 3
+    assert watch.column("lr") == [0.05] * 3
+
+
+def test_other_parameter_groups_are_refused(tmp_path):
+    message = "the checkpoint has the state of other parameter groups"
+    with pytest.raises(MisconfigurationException, match=message):
+        resume(tmp_path / "a", sgd(), sgd() | by_name(0.0, 1.0))
+    deep = {"hidden": (4, 4)} | sgd()  # two layers of the same shapes, one of them apart
+    with pytest.raises(MisconfigurationException, match=message):
+        resume(tmp_path / "b", deep | by_name(0.0, 0.5, "*.0.weight"), deep | by_name(0.0, 0.5, "*.3.weight"))
+
+
 def test_arguments_of_the_schedule(tmp_path):
     watch = resume(tmp_path, warmup_cosine(), warmup_cosine(total_steps=20, min_lr_ratio=0.5))
     # the first step was planned before the run was cut

@@ -19,6 +19,9 @@ from .method import OptimizerCallable as OptimizerCallable
 from .method import SchedulerCallable as SchedulerCallable
 from .network import Network as Network
 from .network import Outputs as Outputs
+from .param_groups import Patterns as Patterns
+from .param_groups import group_by_name as group_by_name
+from .param_groups import make_optimizer as make_optimizer
 from .random import normal as normal
 from .random import sample_keys as sample_keys
 from .random import uniform as uniform

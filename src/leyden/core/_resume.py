@@ -39,8 +39,13 @@ def check_weights(saved: dict[str, Tensor], here: dict[str, Tensor], *, training
 def initial_state(trainer: Any) -> dict[str, Any]:
     """Classes and arguments of optimizers and schedules as they were made: what can be compared between two runs."""
     plain = (int, float, bool, str, tuple, list, type(None))
+    names = {id(p): name for name, p in trainer.lightning_module.named_parameters()}
     return {
         "classes": [type(optimizer).__name__ for optimizer in trainer.optimizers],
+        "parameters": [
+            [[names.get(id(p), "") for p in group["params"]] for group in optimizer.param_groups]
+            for optimizer in trainer.optimizers
+        ],
         "optimizers": [
             [
                 {k: v for k, v in group.items() if k != "params" and isinstance(v, plain)}
@@ -56,7 +61,7 @@ def initial_state(trainer: Any) -> dict[str, Any]:
 
 
 def check_classes(before: dict[str, Any], now: dict[str, Any]) -> None:
-    """Checks that the saved state of an optimizer is not given to one of another class.
+    """Checks that the saved state of an optimizer is not given to one of another class, or with other groups.
 
     Raises:
         MisconfigurationException: it would be.
@@ -65,6 +70,11 @@ def check_classes(before: dict[str, Any], now: dict[str, Any]) -> None:
         raise MisconfigurationException(
             f"the checkpoint has the state of {', '.join(before['classes'])}, which {', '.join(now['classes'])} cannot "
             "go on with: resume with the same optimizer, or start a new run"
+        )
+    if before.get("parameters", now["parameters"]) != now["parameters"]:
+        raise MisconfigurationException(
+            "the checkpoint has the state of other parameter groups: resume with the same param_groups (their values "
+            "may differ) and parts, or start a new run"
         )
 
 

@@ -19,6 +19,7 @@ from leyden.core.batch import Batch, Terms
 from leyden.core.callback import MethodCallback
 from leyden.core.meter import NonFiniteLossError, TermMeter
 from leyden.core.network import Network, Outputs
+from leyden.core.param_groups import make_optimizer
 from leyden.core.taps import FeatureTaps
 
 __all__ = ["Method", "OptimizerCallable", "SchedulerCallable"]
@@ -39,6 +40,8 @@ class Method(LightningModule, ABC):
         optimizer: makes the optimizer from parameter groups, such as ``functools.partial(torch.optim.AdamW, lr=1e-3)``.
         scheduler: makes the learning-rate schedule, stepped after every optimizer step; a ``total_steps`` argument left
             out is the number of optimizer steps of the fit. None keeps the rate constant.
+        param_groups: settings of the optimizer for parameters whose names match a pattern, such as
+            ``{"*.bias": {"weight_decay": 0.0}, "network.head.*": {"lr_scale": 0.1}}``; see `make_optimizer`.
         compile: whether `torch.compile` compiles the network.
 
     Attributes:
@@ -53,12 +56,14 @@ class Method(LightningModule, ABC):
         *,
         optimizer: OptimizerCallable = torch.optim.AdamW,
         scheduler: SchedulerCallable | None = None,
+        param_groups: dict[str, dict[str, Any]] | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
         self.network = network
         self.optimizer = optimizer
         self.scheduler = scheduler
+        self.param_groups = param_groups
         self.attached = nn.ModuleDict()
         self.taps = FeatureTaps(self)
         self.frozen: dict[str, nn.Module] = {}
@@ -236,23 +241,20 @@ class Method(LightningModule, ABC):
         """Makes the optimizer and the schedule that were given to ``__init__``.
 
         Raises:
-            MisconfigurationException: there is a schedule, but the step is optimised by hand: nothing would step it.
+            MisconfigurationException: there is a schedule, but the step is optimised by hand: nothing would step it; or
+                ``param_groups`` names parameters or settings that there are not.
         """
         if self.scheduler is not None and not self.automatic_optimization:
             raise MisconfigurationException(
                 f"{type(self).__name__} makes its optimizer steps itself, so that its schedule would never be stepped: "
                 "leave scheduler out, or override configure_optimizers and step it"
             )
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p.requires_grad]}]
-        scales = [1.0]
-        for name, module in self.attached.items():
-            parameters = [p for p in module.parameters() if p.requires_grad]
-            if parameters:
-                groups.append({"params": parameters})
-                scales.append(self._lr_scales[name])
-        optimizer = self.optimizer(groups)
-        for group, scale in zip(optimizer.param_groups, scales, strict=False):
-            group["lr"] = group["lr"] * scale
+        optimizer = make_optimizer(
+            self.optimizer,
+            {"network": self.network, **{f"attached.{name}": module for name, module in self.attached.items()}},
+            self.param_groups,
+            lr_scales={f"attached.{name}": scale for name, scale in self._lr_scales.items()},
+        )
         if self.scheduler is None:
             return optimizer
         scheduler = self.scheduler(optimizer, **self._total_steps())
