@@ -4,7 +4,6 @@ import pytest
 from PIL import Image
 
 from leyden.catalog.evidence import verdict
-from leyden.cli.compare import default_mode
 from leyden.cli.comparison import Arm, check_data, config_changes, make_report, print_report
 from leyden.cli.comparison_plots import learning_curve, plot_curves, plot_differences
 from leyden.cli.config import ConfigError
@@ -110,14 +109,6 @@ def test_no_pair(arms):
 )
 def test_verdict(interval, mode, expected):
     assert verdict(interval, mode) == expected
-
-
-@pytest.mark.parametrize(
-    ("metric", "mode"),
-    [("test/accuracy", "max"), ("test/loss", "min"), ("val/bits_per_byte", "min"), ("loss/accuracy", "max")],
-)
-def test_direction_by_name(metric, mode):
-    assert default_mode(metric) == mode
 
 
 def test_config_changes():

@@ -12,12 +12,10 @@ import pytest
 import torch
 import yaml
 from lightning.pytorch.demos.boring_classes import BoringModel
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from leyden.callbacks import LastCheckpoint
 from leyden.cli import main
-from leyden.cli.lightning import _prepare_wandb
 
 QUICK = [
     "-c",
@@ -264,66 +262,6 @@ def test_ctrl_c(during_fit):
 def test_sigterm(during_fit):
     during_fit(raising(SIGTERMException()))
     assert fit() == 143
-
-
-# ---- loggers
-
-
-def test_wandb_gets_the_config_once_and_goes_on_with_the_same_run(during_fit, monkeypatch, tmp_path):
-    for name in ("WANDB_MODE", "WANDB_API_KEY"):
-        monkeypatch.setenv(name, "")  # put back at the end, whatever a logger sets
-        monkeypatch.delenv(name)
-    monkeypatch.setenv("NETRC", str(tmp_path / "nobody_is_logged_in"))
-    seen = []
-
-    def look(trainer):
-        (logger,) = [logger for logger in trainer.loggers if isinstance(logger, WandbLogger)]
-        run = logger.experiment
-        seen.append((run.id, run.name, run.offline, Path(run.dir).resolve(), dict(run.config)))
-
-    during_fit(look)
-    arguments = [*QUICK[:4], *QUICK[6:], "--name=first", "--test_after_fit=false"]
-    assert main(["fit", *arguments]) == 0
-    assert main(["fit", "--resume=logs/default/first", "--trainer.max_epochs=2"]) == 0
-    (run_id, name, offline, folder, config), (resumed_id, *_) = seen
-    assert (name, offline) == ("default/first", True)
-    assert folder.is_relative_to(tmp_path / "logs/default/first/wandb")
-    saved = yaml.safe_load(Path("logs/default/first/config.yaml").read_text())
-    assert config["model"]["init_args"]["network"] == saved["model"]["init_args"]["network"]
-    assert set(config) == saved.keys() - {"standalone"}
-    assert re.fullmatch("[0-9a-f]{8}", run_id)
-    assert resumed_id == run_id
-    checkpoint = torch.load("logs/default/first/checkpoints/last.ckpt", weights_only=True)
-    assert checkpoint["wandb_id"] == run_id
-    assert not Path("wandb").exists()
-
-
-@pytest.mark.parametrize(
-    ("mode", "key", "entry", "offline"),
-    [
-        (None, None, "", True),
-        (None, "secret", "", False),
-        (None, None, "machine api.wandb.ai login user password secret", False),
-        ("online", None, "", False),
-    ],
-)
-def test_wandb_is_offline_unless_logged_in_or_told(mode, key, entry, offline, monkeypatch, tmp_path):
-    (tmp_path / "netrc").write_text(entry)
-    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    for name, value in (("WANDB_MODE", mode), ("WANDB_API_KEY", key)):
-        monkeypatch.delenv(name, raising=False)
-        if value:
-            monkeypatch.setenv(name, value)
-    given = []
-
-    def prepare_and_stop(init_args, label):
-        _prepare_wandb(init_args, label)
-        given.append(init_args.offline)
-        raise ValueError("enough")
-
-    monkeypatch.setattr("leyden.cli.lightning._prepare_wandb", prepare_and_stop)
-    fit("-c", "logger/wandb")
-    assert given[0] is offline
 
 
 # ---- processes

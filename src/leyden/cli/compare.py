@@ -18,11 +18,11 @@ from leyden.cli.compare_worker import Job, finished_result, work
 from leyden.cli.comparison import Arm, check_data, make_report, print_report
 from leyden.cli.config import ConfigError, Section, config_folder, find_config, plain, set_option
 from leyden.cli.run_folder import LOGS, experiment_name
+from leyden.metrics.direction import default_mode
 
-__all__ = ["compare", "default_mode", "source_digest"]
+__all__ = ["compare", "source_digest"]
 
 RUNS = "runs"
-LESS_IS_BETTER = ("loss", "error", "mse", "mae", "rmse", "bits", "perplexity")
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -40,11 +40,6 @@ def compare(argv: Sequence[str]) -> int:
     except (ConfigError, OSError) as error:
         print(f"leyden: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 1
-
-
-def default_mode(metric: str) -> str:
-    """``"min"`` for a loss or an error by its name, else ``"max"``."""
-    return "min" if any(word in metric.rsplit("/", 1)[-1].lower() for word in LESS_IS_BETTER) else "max"
 
 
 def _parse(argv: Sequence[str]) -> Namespace:

@@ -11,10 +11,8 @@ import warnings
 from argparse import ArgumentError
 from collections.abc import Iterator
 from contextlib import suppress
-from netrc import NetrcParseError, netrc
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import torch
 import torch.distributed as dist
@@ -31,11 +29,12 @@ from torch import Tensor
 from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
 from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
+from leyden.cli.wandb_runs import finish_wandb, is_wandb, named_by_class, prepare_wandb
 from leyden.core.distributed import world_size
 from leyden.plugins.checkpoint_io import DamagedCheckpointError
 from leyden.plugins.replace_file import replace_file
 
-__all__ = ["LeydenCLI", "print_help", "run_command"]
+__all__ = ["LeydenCLI", "print_help", "quiet_lightning", "run_command"]
 
 
 class LeydenCLI(LightningCLI):
@@ -73,7 +72,7 @@ class LeydenCLI(LightningCLI):
             raise
         finally:
             os.environ.pop(RUN_DIR_VARIABLE, None)
-            _finish_wandb()
+            finish_wandb()
             if self.run is not None:
                 self.run.discard_if_empty()
 
@@ -87,7 +86,7 @@ class LeydenCLI(LightningCLI):
     @rank_zero_only
     def _forget_wandb(self) -> None:
         """Removes what W&B wrote of a fit that failed before its first step, because it opens its run before."""
-        _finish_wandb()
+        finish_wandb()
         if self.command == "fit" and self.run is not None and not self.run.config.exists():
             shutil.rmtree(self.run.path / "wandb", ignore_errors=True)
 
@@ -188,9 +187,9 @@ class LeydenCLI(LightningCLI):
         self.run = self._choose_run(tested)
         if arguments.resume is None and self.command == "fit":
             for logger in loggers:
-                if _is_wandb(logger):
-                    # a run of its own, also with the config of another
-                    logger.init_args.id = secrets.token_hex(4)
+                if is_wandb(logger.class_path):
+                    # a run of its own, also with the config of another; an agent of a W&B sweep has named it already
+                    logger.init_args.id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
                     logger.init_args.resume = "allow"
         settings.ckpt_path = None if self.command == "fit" else checkpoint
         self.config_dump = yaml.safe_load(self._dumped())
@@ -207,8 +206,8 @@ class LeydenCLI(LightningCLI):
         for logger in loggers:
             if "save_dir" in logger.init_args and logger.init_args.save_dir in (None, "."):
                 logger.init_args.save_dir = folder
-            if _is_wandb(logger):
-                _prepare_wandb(logger.init_args, self.run.label)
+            if is_wandb(logger.class_path):
+                prepare_wandb(logger.init_args, self.run.label)
         _say(folder)
 
     def _choose_run(self, tested: RunFolder | None) -> RunFolder:
@@ -258,7 +257,7 @@ class LeydenCLI(LightningCLI):
                 self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True
             )
             metrics = {name: value for result in results for name, value in result.items()}
-        _finish_wandb()  # has its own last words
+        finish_wandb()  # has its own last words
         if self.trainer.is_global_zero:
             assert self.run is not None
             print_summary(self.run, self.trainer, metrics, seconds, best)
@@ -309,8 +308,10 @@ class SaveConfig(Callback):
         assert self.cli.run is not None
         with replace_file(self.cli.run.config) as file:
             file.write(_with_header(yaml.safe_dump(self.cli.config_dump, sort_keys=False)).encode())
+        hyperparameters = named_by_class(self.cli.config_dump)
+        hyperparameters["trainer"].pop("logger", None)  # where a run is written changes nothing in it
         for logger in trainer.loggers:
-            logger.log_hyperparams(self.cli.config_dump)
+            logger.log_hyperparams(hyperparameters)
 
 
 def run_command(command: str, tree: Section, arguments: Arguments, files: list[Path]) -> int:
@@ -322,9 +323,7 @@ def run_command(command: str, tree: Section, arguments: Arguments, files: list[P
     Raises:
         Exception: whatever went wrong.
     """
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
-    # Lightning's own, under newer torch
-    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
+    quiet_lightning()
     try:
         LeydenCLI(command, tree, arguments, files)
     except SIGTERMException:
@@ -339,6 +338,12 @@ def run_command(command: str, tree: Section, arguments: Arguments, files: list[P
         again = f"leyden fit --resume {arguments.resume} --ckpt_path {error.intact[0]}"
         raise ConfigError(f"{error}; go on from there: {again}") from error
     return 0
+
+
+def quiet_lightning() -> None:
+    """Takes out an advertisement, and a warning that is Lightning's own under newer torch."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(_is_no_advertisement)
+    warnings.filterwarnings("ignore", message=".*LeafSpec", category=FutureWarning)
 
 
 def print_help(command: str, arguments: list[str]) -> int:
@@ -380,33 +385,6 @@ def _classes(value: Any) -> Iterator[Namespace]:
         if isinstance(item, Namespace) and "class_path" in item:
             item.init_args = item.get("init_args", Namespace())
             yield item
-
-
-def _is_wandb(logger: Namespace) -> bool:
-    return logger.class_path.rsplit(".", 1)[-1] == "WandbLogger"
-
-
-def _prepare_wandb(init_args: Namespace, label: str) -> None:
-    """Names the W&B run as the folder; offline and brief, if nobody is logged in or the user did not say otherwise."""
-    init_args.name = init_args.name or label
-    os.environ.setdefault("WANDB_QUIET", "true")
-    if "WANDB_MODE" not in os.environ and not _logged_in_to_wandb():
-        init_args.offline = True
-
-
-def _finish_wandb() -> None:
-    if "wandb" in sys.modules:
-        sys.modules["wandb"].finish()
-
-
-def _logged_in_to_wandb() -> bool:
-    if os.environ.get("WANDB_API_KEY"):
-        return True
-    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
-    try:
-        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
-    except (OSError, NetrcParseError):
-        return False
 
 
 def _best_path(callback: Any) -> str:

@@ -1,0 +1,75 @@
+"""Runs in Weights & Biases: named as their folders, offline unless somebody is logged in, ended in time."""
+
+import os
+import sys
+from netrc import NetrcParseError, netrc
+from typing import Any
+from urllib.parse import urlsplit
+
+from jsonargparse import Namespace
+
+__all__ = ["finish_wandb", "is_wandb", "named_by_class", "prepare_wandb", "wandb_mode"]
+
+
+def is_wandb(class_path: str) -> bool:
+    """Whether a logger is W&B's, Lightning's or ours."""
+    return class_path.rsplit(".", 1)[-1] == "WandbLogger"
+
+
+def wandb_mode() -> str | None:
+    """``"offline"`` if nobody is logged in and the user did not say otherwise; None leaves it to W&B."""
+    return None if "WANDB_MODE" in os.environ or _is_logged_in() else "offline"
+
+
+def prepare_wandb(init_args: Namespace, label: str) -> None:
+    """Completes a logger's arguments: the run is called as its folder, and its last words are few.
+
+    Args:
+        init_args: of the logger; changed in place.
+        label: of the run folder.
+    """
+    init_args.name = init_args.name or label
+    # W&B writes in a process of its own, which keeps the working folder in which it was started
+    init_args.save_dir = os.path.abspath(init_args.save_dir)
+    # not Lightning's `offline`: it refuses artifacts, which `wandb sync` uploads too
+    init_args.mode = init_args.get("mode") or wandb_mode()
+    os.environ.setdefault("WANDB_QUIET", "true")
+
+
+def finish_wandb() -> None:
+    """Ends the W&B run of this process, if there is one."""
+    if "wandb" in sys.modules:
+        sys.modules["wandb"].finish()
+
+
+def named_by_class(config: Any) -> Any:
+    """Copies a config with the keys of the command line, which W&B makes its columns of.
+
+    The level ``init_args`` falls away, and the items of a list of classes go by their class:
+    ``trainer.callbacks.EMA.decay``.
+    """
+    if isinstance(config, dict):
+        flat = config | (config.get("init_args") or {}) if "class_path" in config else config
+        return {key: named_by_class(value) for key, value in flat.items() if key != "init_args"}
+    if not isinstance(config, list):
+        return config
+    if not config or not all(isinstance(item, dict) and "class_path" in item for item in config):
+        return [named_by_class(item) for item in config]
+    named: dict[str, Any] = {}
+    for item in config:
+        name = unique = item["class_path"].rsplit(".", 1)[-1]
+        number = 2
+        while unique in named:
+            unique, number = f"{name}_{number}", number + 1
+        named[unique] = named_by_class(item)
+    return named
+
+
+def _is_logged_in() -> bool:
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    try:
+        return netrc(os.environ.get("NETRC")).authenticators(host) is not None
+    except (OSError, NetrcParseError):
+        return False
