@@ -10,11 +10,12 @@ import torch
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from torch.nn import Parameter
 
-from leyden.optim import SPAM, Lamb, Lars, Sophia, StableSPAM, _common
+from leyden.optim import SPAM, Lamb, Lars, Root, Sophia, StableSPAM, _common
 
 OPTIMIZERS = {
     "lamb": partial(Lamb, lr=0.02, weight_decay=0.1),
     "lars": partial(Lars, lr=3.0, weight_decay=0.1, nesterov=True),
+    "root": partial(Root, lr=0.02),
     "sophia": partial(Sophia, lr=0.02),
     "spam": partial(
         SPAM, lr=0.02, weight_decay=0.1, threshold=2.0, reset_interval=8, warmup_steps=3, accumulate_steps=2
@@ -156,7 +157,7 @@ def test_sparse_and_complex_are_refused(make):
         make([p]).step()
 
 
-@pytest.mark.parametrize("make_bad", [Lamb, Lars, Sophia, SPAM, StableSPAM])
+@pytest.mark.parametrize("make_bad", [Lamb, Lars, Root, Sophia, SPAM, StableSPAM])
 @pytest.mark.parametrize("name", ["lr", "weight_decay"])
 def test_negative_settings_are_refused(make_bad, name):
     with pytest.raises(ValueError, match=f"{name} must be at least 0, got -0.1"):
