@@ -16,6 +16,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("leyden.cli.commands:predict", "run the model on the prediction data"),
     "run": ("leyden.cli.run:run", "run several fits and evaluations one after another, as one run"),
     "compare": ("leyden.cli.compare:compare", "train a baseline and methods in the same seeds, report differences"),
+    "export": ("leyden.cli.export:export", "write the network of a checkpoint as safetensors, pt2, ONNX, ..."),
+    "report": ("leyden.cli.report.command:report", "write a page with curves and pictures of runs side by side"),
     "papers": ("leyden.cli.catalog:papers", "list or search the papers of the catalog"),
     "show": ("leyden.cli.catalog:show", "show a paper: its parts, its experiment, and what it gave"),
     "results": ("leyden.cli.catalog:results", "write docs/results.md from the recorded evidence"),

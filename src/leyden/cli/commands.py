@@ -3,7 +3,7 @@
 import os
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -16,9 +16,20 @@ from leyden.cli.config import (
     read_config,
     set_option,
 )
-from leyden.cli.run_folder import LOGS, RunFolder, run_of_checkpoint
+from leyden.cli.run_folder import RunFolder, newest_run, run_of_checkpoint
 
-__all__ = ["Arguments", "UsageError", "fit", "load_tree", "parse_arguments", "predict", "run", "test", "validate"]
+__all__ = [
+    "Arguments",
+    "UsageError",
+    "fit",
+    "in_one_line",
+    "load_tree",
+    "parse_arguments",
+    "predict",
+    "run",
+    "test",
+    "validate",
+]
 
 HELP = """\
 usage: leyden {command} [-c FILE]... [--KEY=VALUE]...
@@ -89,19 +100,21 @@ def run(command: str, argv: Sequence[str]) -> int:
     Returns:
         The exit code.
     """
-    debug = "--debug" in argv
+    return in_one_line(lambda: _run(command, argv), debug="--debug" in argv)
+
+
+def in_one_line(action: Callable[[], int], *, debug: bool = False) -> int:
+    """Runs a command; an error becomes one line.
+
+    Args:
+        action: returns the exit code.
+        debug: whether errors show their traceback.
+
+    Returns:
+        The exit code: that of the action, 1 for an error, 2 for a wrong call, 130 after Ctrl-C.
+    """
     try:
-        arguments = parse_arguments(command, argv)
-        if arguments.help is not None:
-            print(HELP.format(command=command) + (HELP_FIT if command == "fit" else ""))
-            from leyden.cli.lightning import print_help
-
-            return print_help(command, arguments.help)
-        tree, files = load_tree(command, arguments)
-        # Lightning takes seconds to import: the files are checked before
-        from leyden.cli.lightning import run_command
-
-        return run_command(command, tree, arguments, files)
+        return action()
     except UsageError as error:
         print(f"leyden: error: {error}", file=sys.stderr)
         return 2
@@ -112,6 +125,20 @@ def run(command: str, argv: Sequence[str]) -> int:
             traceback.print_exc()
         print(f"{_speaker()}: error: {_one_line(error, debug)}", file=sys.stderr)
         return 1
+
+
+def _run(command: str, argv: Sequence[str]) -> int:
+    arguments = parse_arguments(command, argv)
+    if arguments.help is not None:
+        print(HELP.format(command=command) + (HELP_FIT if command == "fit" else ""))
+        from leyden.cli.lightning import print_help
+
+        return print_help(command, arguments.help)
+    tree, files = load_tree(command, arguments)
+    # Lightning takes seconds to import: the files are checked before
+    from leyden.cli.lightning import run_command
+
+    return run_command(command, tree, arguments, files)
 
 
 def parse_arguments(command: str, argv: Sequence[str]) -> Arguments:
@@ -180,9 +207,7 @@ def _run_to_resume(folder: str) -> RunFolder:
     run = RunFolder(Path(folder))
     if run.config.is_file():
         return run
-    runs = sorted(path.parent for path in LOGS.rglob("config.yaml")) if LOGS.is_dir() else []
-    newest = f"; the newest run is {max(runs, key=lambda path: path.stat().st_mtime)}" if runs else ""
-    raise ConfigError(f"--resume: {folder} is no run folder, it has no config.yaml{newest}")
+    raise ConfigError(f"--resume: {folder} is no run folder, it has no config.yaml{newest_run()}")
 
 
 def _speaker() -> str:

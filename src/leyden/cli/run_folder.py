@@ -7,7 +7,15 @@ from pathlib import Path
 
 from leyden.cli.config import ConfigError, config_folder
 
-__all__ = ["LOGS", "RUN_DIR_VARIABLE", "RunFolder", "experiment_name", "run_of_checkpoint"]
+__all__ = [
+    "LOGS",
+    "RUN_DIR_VARIABLE",
+    "RunFolder",
+    "experiment_name",
+    "find_checkpoint",
+    "newest_run",
+    "run_of_checkpoint",
+]
 
 LOGS = Path("logs")
 RUN_DIR_VARIABLE = "LEYDEN_RUN_DIR"  # tells the processes that Lightning starts on this machine the folder of the first
@@ -110,6 +118,33 @@ def run_of_checkpoint(path: str) -> RunFolder | None:
     """The run folder that a checkpoint lies in, if it lies in one."""
     run = RunFolder(Path(path).parent.parent)
     return run if Path(path).parent.name == "checkpoints" and run.config.is_file() else None
+
+
+def find_checkpoint(name: str) -> Path:
+    """A checkpoint by its path or by the folder of its run, of which it is the best, or else the last.
+
+    Raises:
+        ConfigError: there is none, or no telling which.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    run = RunFolder(path)
+    there = sorted(checkpoint for checkpoint in run.checkpoints.glob("[!.]*.ckpt") if checkpoint != run.last_checkpoint)
+    best = run.checkpoints / "best.ckpt"
+    if best in there or len(there) == 1:
+        return best if best in there else there[0]
+    if there:
+        raise ConfigError(f"{name} has several checkpoints, name one: {', '.join(map(str, there))}")
+    if run.last_checkpoint.is_file():
+        return run.last_checkpoint
+    raise ConfigError(f"{name} is no checkpoint and no run folder with checkpoints{newest_run()}")
+
+
+def newest_run() -> str:
+    """Advice: the run folder that was begun last; empty if there is none."""
+    runs = sorted(path.parent for path in LOGS.rglob("config.yaml")) if LOGS.is_dir() else []
+    return f"; the newest run is {max(runs, key=lambda path: path.stat().st_mtime)}" if runs else ""
 
 
 def _launched_name(environment: Mapping[str, str], num_nodes: int) -> str | None:

@@ -1,6 +1,7 @@
 from .adapters import TimmNetwork as TimmNetwork
 from .adapters import TransformersNetwork as TransformersNetwork
 from .convnet import ConvNet as ConvNet
+from .exported import load_exported as load_exported
 from .gpt import GPT as GPT
 from .mlp import MLP as MLP
 from .pretrained import pretrained as pretrained

@@ -104,7 +104,7 @@ class SelfAttention(nn.Module):
             value,
             attn_mask=mask,
             dropout_p=self.dropout if self.training else 0.0,
-            is_causal=self.causal and num_queries == num_keys,
+            is_causal=bool(self.causal and num_queries == num_keys),  # a tensor where TorchScript traces
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
 

@@ -77,7 +77,7 @@ class ViT(Network):
         if x.shape[2:] != (self.image_size, self.image_size):
             raise ValueError(f"images must be {self.image_size} x {self.image_size}, got shape {tuple(x.shape)}")
         patches = self.patch_embedding(x).flatten(2).transpose(1, 2)  # [N, P, D]
-        tokens = torch.cat([self.class_token.expand(len(x), -1, -1), patches], dim=1)  # [N, 1 + P, D]
+        tokens = torch.cat([self.class_token.expand(x.shape[0], -1, -1), patches], dim=1)  # [N, 1 + P, D]
         tokens = self.dropout(tokens + self.positions)
         for block in self.blocks:
             tokens = block(tokens)

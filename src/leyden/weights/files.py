@@ -13,15 +13,16 @@ __all__ = ["WeightsFile", "load_weights", "pack_weights"]
 WeightsFile = Annotated[str, "weights"]  # path of a safetensors file with the state dict of a network
 
 
-def pack_weights(state: Mapping[str, Tensor]) -> bytes:
+def pack_weights(state: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Returns the content of a file of weights.
 
     Args:
         state: state dict of a network.
+        metadata: what the file says of itself.
     """
     # each name gets numbers of its own: the format refuses tied weights
     tensors = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in state.items()}
-    return safetensors.torch.save(tensors, metadata={"leyden": "weights"})
+    return safetensors.torch.save(tensors, metadata={"leyden": "weights", **(metadata or {})})
 
 
 def load_weights(module: nn.Module, path: WeightsFile, *, growing: str | None = None) -> None:
