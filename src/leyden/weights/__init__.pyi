@@ -1,3 +1,12 @@
+from .checkpoint_file import CheckpointFile as CheckpointFile
+from .combine import average as average
+from .combine import combine as combine
+from .combine import ema_coefficients as ema_coefficients
+from .combine import greedy_soup as greedy_soup
+from .combine import select_greedy as select_greedy
+from .dare import dare as dare
+from .darex import darex_q as darex_q
+from .darex import search_rescale as search_rescale
 from .ema import ema_decay as ema_decay
 from .ema import ema_exponent_to_std as ema_exponent_to_std
 from .ema import ema_std_to_exponent as ema_std_to_exponent
@@ -7,3 +16,10 @@ from .ema import power_ema_decay as power_ema_decay
 from .files import WeightsFile as WeightsFile
 from .files import load_weights as load_weights
 from .files import pack_weights as pack_weights
+from .prune import magnitude_prune as magnitude_prune
+from .prune import nm_mask as nm_mask
+from .prune import nm_prune as nm_prune
+from .slerp import slerp as slerp
+from .task_vectors import add_task_vectors as add_task_vectors
+from .task_vectors import task_vector as task_vector
+from .ties import ties_merge as ties_merge
