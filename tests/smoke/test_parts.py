@@ -43,8 +43,9 @@ PARSED = {
     "model/transformers": "needs transformers, and the user's texts",
     "trainer/ddp_2cpu": "starts processes: tests/distributed",
     "trainer/gpu": "needs a GPU",
-    "logger/tensorboard": "needs tensorboard",
-    "logger/wandb": "needs a network, or writes much",
+    "logger/mlflow": "tests/cli/test_loggers.py",
+    "logger/tensorboard": "tests/cli/test_loggers.py",
+    "logger/wandb": "tests/cli/test_wandb.py",
     "strategy/ddp": "starts processes: tests/distributed",
     "strategy/ddp_unused_parameters": "starts processes: tests/distributed",
 }

@@ -9,13 +9,11 @@ import sys
 import time
 import warnings
 from argparse import ArgumentError
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import torch
-import torch.distributed as dist
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -24,17 +22,16 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
-from torch import Tensor
 
+from leyden.callbacks.run_record import RunRecord
 from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
 from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
 from leyden.cli.wandb_runs import finish_wandb, is_wandb, named_by_class, prepare_wandb
-from leyden.core.distributed import world_size
 from leyden.plugins.checkpoint_io import DamagedCheckpointError
 from leyden.plugins.replace_file import replace_file
 
-__all__ = ["LeydenCLI", "print_help", "quiet_lightning", "run_command"]
+__all__ = ["LeydenCLI", "print_help", "quiet_lightning", "run_command", "say"]
 
 
 class LeydenCLI(LightningCLI):
@@ -161,6 +158,10 @@ class LeydenCLI(LightningCLI):
         except ValueError as error:
             if self._failure is not None:
                 class_type, reason = self._failure
+                if isinstance(reason, ModuleNotFoundError) and issubclass(class_type, Logger):
+                    raise ConfigError(
+                        f"{class_type.__name__} needs a package that is not there: pip install 'leyden[loggers]'"
+                    ) from reason
                 if not isinstance(reason, ValueError):
                     raise reason from None
                 raise ConfigError(f"{class_type.__name__}: {reason}") from reason
@@ -208,7 +209,9 @@ class LeydenCLI(LightningCLI):
                 logger.init_args.save_dir = folder
             if is_wandb(logger.class_path):
                 prepare_wandb(logger.init_args, self.run.label)
-        _say(folder)
+            if "run_name" in logger.init_args:  # MLflow's
+                logger.init_args.run_name = logger.init_args.run_name or self.run.label
+        say(folder)
 
     def _choose_run(self, tested: RunFolder | None) -> RunFolder:
         if self.arguments.resume is not None:
@@ -233,7 +236,7 @@ class LeydenCLI(LightningCLI):
                 # of a run that goes on, the folder has files: as it must
                 warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
                 return str(self.run.last_checkpoint)
-            _say(f"{self.run.path} has no checkpoint yet: it starts from the beginning")
+            say(f"{self.run.path} has no checkpoint yet: it starts from the beginning")
         self._forget_metrics()
         return None
 
@@ -257,23 +260,32 @@ class LeydenCLI(LightningCLI):
                 self.model, datamodule=self.datamodule, ckpt_path=best, verbose=False, weights_only=True
             )
             metrics = {name: value for result in results for name, value in result.items()}
+        self._report()
         finish_wandb()  # has its own last words
         if self.trainer.is_global_zero:
             assert self.run is not None
             print_summary(self.run, self.trainer, metrics, seconds, best)
 
-    def after_predict(self) -> None:
-        """Writes the predictions of all processes into ``predictions.pt``."""
-        parts: list[Any] = [self.trainer.predict_loop.predictions]
-        if world_size() > 1:
-            parts = [None] * world_size()
-            dist.all_gather_object(parts, self.trainer.predict_loop.predictions)
-        if self.trainer.is_global_zero:
-            assert self.run is not None
-            path = self.run.path / "predictions.pt"
-            with replace_file(path) as file:
-                torch.save(_joined([batch for part in parts for batch in part]), file)
-            _say(f"predictions: {path}")
+    @rank_zero_only
+    def _report(self) -> None:
+        """Writes the page about the run and shows it in W&B, where there is a `RunRecord`."""
+        if not any(isinstance(callback, RunRecord) for callback in self.trainer.callbacks):  # type: ignore[attr-defined]
+            return
+        from leyden.cli.report.command import PAGE, write_report
+
+        assert self.run is not None
+        for logger in self.trainer.loggers:
+            logger.save()
+        try:
+            write_report([self.run.path], self.run.path / PAGE)
+        except (ConfigError, OSError) as error:  # the fit has ended well: its page must not undo that
+            say(f"no page about the run: {' '.join(str(error).split())}")
+            return
+        for logger in self.trainer.loggers:
+            if isinstance(logger, WandbLogger):
+                from leyden.cli.report.to_wandb import log_report
+
+                log_report(logger, self.run.path)
 
 
 class SaveConfig(Callback):
@@ -314,8 +326,22 @@ class SaveConfig(Callback):
             logger.log_hyperparams(hyperparameters)
 
 
-def run_command(command: str, tree: Section, arguments: Arguments, files: list[Path]) -> int:
+def run_command(
+    command: str,
+    tree: Section,
+    arguments: Arguments,
+    files: list[Path],
+    *,
+    make: Callable[..., LeydenCLI] = LeydenCLI,
+) -> int:
     """Runs one of the Trainer's commands.
+
+    Args:
+        command: ``fit``, ``validate``, ``test`` or ``predict``.
+        tree: the merged config.
+        arguments: the command line.
+        files: the config files that were named.
+        make: takes these four and runs the command.
 
     Returns:
         The exit code.
@@ -325,7 +351,7 @@ def run_command(command: str, tree: Section, arguments: Arguments, files: list[P
     """
     quiet_lightning()
     try:
-        LeydenCLI(command, tree, arguments, files)
+        make(command, tree, arguments, files)
     except SIGTERMException:
         return 128 + signal.SIGTERM
     except SystemExit as stop:
@@ -362,7 +388,8 @@ def print_help(command: str, arguments: list[str]) -> int:
 
 
 @rank_zero_only
-def _say(line: str) -> None:
+def say(line: str) -> None:
+    """Prints a line to the terminal, once for all processes."""
     print(f"leyden: {line}", file=sys.stderr)
 
 
@@ -396,14 +423,6 @@ def _has_test(model: Any, datamodule: Any) -> bool:
         datamodule is not None and is_overridden("test_dataloader", datamodule)
     )
     return has_data and is_overridden("test_step", model)
-
-
-def _joined(batches: list[Any]) -> Any:
-    """Predictions that are batches as one, in the order of ``index``; any others as they are."""
-    if not all(isinstance(batch, dict) and isinstance(batch.get("index"), Tensor) for batch in batches) or not batches:
-        return batches
-    order = torch.cat([batch["index"] for batch in batches]).argsort()
-    return {key: torch.cat([batch[key] for batch in batches])[order] for key in batches[0]}
 
 
 def _with_header(config: str) -> str:

@@ -11,7 +11,7 @@ __all__ = ["WandbLogger"]
 
 
 class WandbLogger(LightningWandbLogger):
-    """Logs over ``trainer/global_step``; the summary of a ``val/`` metric has its ``max`` or ``min`` beside its ``last``.
+    """Logs over ``trainer/global_step``; in the summary a ``val/`` metric has ``max`` or ``min`` beside ``last``.
 
     Whether more or less is better is told by the metric's name. All arguments are Lightning's or those of `wandb.init`.
     """
