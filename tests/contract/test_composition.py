@@ -47,11 +47,14 @@ class Use:
 
 
 USES = {
+    "AttentionMonitor": Use(observes=True),
     "EMA": Use({"decay": 0.9}, observes=True),
     "EarlyLearningRegularization": Use(),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
     "MESA": Use({"decay": 0.5, "start_epoch": 0}),
+    "NMSparsity": Use({"n": 1}),
     "SAF": Use({"delay": 1, "start_epoch": 0}),
+    "SigmaReparametrization": Use(),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
 }
 # pairs that exclude each other by their maths: what the second says of the first

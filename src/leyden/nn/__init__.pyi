@@ -3,3 +3,13 @@ from .ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
 from .ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
 from .ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d
 from .ghost_batch_norm import convert_ghost_batch_norm as convert_ghost_batch_norm
+from .prunable_layers import prunable_layers as prunable_layers
+from .prunable_layers import stored_weight as stored_weight
+from .running_norm import RewardScale as RewardScale
+from .running_norm import RunningNorm as RunningNorm
+from .sigma_reparam import SigmaReparam as SigmaReparam
+from .sigma_reparam import apply_sigma_reparam as apply_sigma_reparam
+from .sparse_init import sparse_init_ as sparse_init_
+from .sr_ste import SRSTE as SRSTE
+from .sr_ste import nm_mask as nm_mask
+from .sr_ste import sr_ste as sr_ste
