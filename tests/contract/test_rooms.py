@@ -1,8 +1,8 @@
 """What every part of a room must keep, found by walking the package: a new part is tested without being named here.
 
 A part whose constructor needs arguments without default finds them in ``ARGUMENTS`` by their names. A method whose
-batch is not that of a classifier stands in ``NETWORKS`` and ``BATCHES``, a callback that needs an optimizer of its own
-in ``OPTIMIZERS``.
+batch is not that of a classifier stands in ``NETWORKS`` and ``BATCHES``, a callback that needs a network or an
+optimizer of its own in ``NETWORKS`` or ``OPTIMIZERS``.
 """
 
 import importlib
@@ -30,7 +30,7 @@ import leyden
 from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits
 from leyden.methods import Classification
-from leyden.models import GPT, MLP, ConvNet
+from leyden.models import GPT, MLP, ConvNet, ViT
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
 
@@ -59,8 +59,12 @@ ARGUMENTS: dict[str, Any] = {
     "vocab_size": 12,
     "context": 4,
     "teachers": ConvNet(1, 10, width=4),
+    "schedule": [0.2, 1.0, 0.0],
 }
-NETWORKS = {"LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2)}
+NETWORKS = {
+    "AttentionMonitor": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
+    "LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2),
+}
 BATCHES = {
     "LanguageModeling": {"input": TOKENS, "target": TOKENS},
     "Regression": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
@@ -325,7 +329,8 @@ def check_callback(kind: type[MethodCallback], folder: Path) -> None:
     pair = [make(kind), make(kind)]
     optimizer = OPTIMIZERS.get(kind.__name__)
     given = {"optimizer": public("optim")[optimizer]} if optimizer else {}
-    trainer = quick_fit(Classification(ConvNet(1, 10, width=4), **given), pair, folder)
+    network = NETWORKS.get(kind.__name__, lambda: ConvNet(1, 10, width=4))()
+    trainer = quick_fit(Classification(network, **given), pair, folder)
     keys = [callback.state_key for callback in pair]
     assert len(set(keys)) == 2, "two of one class save under one name"
     assert not any(str(id(callback)) in key for callback, key in zip(pair, keys, strict=True)), (

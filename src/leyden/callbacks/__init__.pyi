@@ -10,6 +10,7 @@ from .loss_spikes import LossSpikes as LossSpikes
 from .nm_sparsity import NMSparsity as NMSparsity
 from .one_shot_pruning import OneShotPruning as OneShotPruning
 from .progress_bar import ProgressBar as ProgressBar
+from .progressive_nm import ProgressiveNM as ProgressiveNM
 from .run_record import RunRecord as RunRecord
 from .saf import MESA as MESA
 from .saf import SAF as SAF

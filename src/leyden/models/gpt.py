@@ -30,6 +30,7 @@ class GPT(Network):
         dropout: rate of dropout after the positions, on attention weights, and on each branch of a block.
         tie_weights: the head's weight is the token embedding's.
         bias: whether the linear layers and norms of the blocks have one; the head has none.
+        qk_norm: normalise queries and keys, as `leyden.models.SelfAttention` says.
 
     Raises:
         ValueError: a size below 1, ``dim`` not a multiple of ``num_heads``, or a rate outside [0, 1).
@@ -47,6 +48,7 @@ class GPT(Network):
         dropout: float = 0.0,
         tie_weights: bool = True,
         bias: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, context=context, dim=dim, depth=depth)
@@ -57,7 +59,16 @@ class GPT(Network):
         self.position_embedding = nn.Embedding(context, dim)
         self.dropout = nn.Dropout(dropout)
         blocks = [
-            TransformerBlock(dim, num_heads, mlp_ratio=mlp_ratio, causal=True, dropout=dropout, bias=bias, gelu="tanh")
+            TransformerBlock(
+                dim,
+                num_heads,
+                mlp_ratio=mlp_ratio,
+                causal=True,
+                dropout=dropout,
+                bias=bias,
+                gelu="tanh",
+                qk_norm=qk_norm,
+            )
             for _ in range(depth)
         ]
         self.blocks = nn.ModuleList(blocks)

@@ -60,13 +60,22 @@ class SelfAttention(nn.Module):
         causal: each token sees only itself and the tokens before it.
         dropout: rate of dropout on the attention weights.
         bias: whether the linear layers have one.
+        qk_norm: normalise each query and key by a layer norm over its head (M. Dehghani et al., "Scaling Vision
+            Transformers to 22 Billion Parameters", ICML 2023), which has a scale and no bias.
 
     Raises:
         ValueError: a size below 1, ``dim`` not a multiple of ``num_heads``, or a rate outside [0, 1).
     """
 
     def __init__(
-        self, dim: int, num_heads: int, *, causal: bool = False, dropout: float = 0.0, bias: bool = True
+        self,
+        dim: int,
+        num_heads: int,
+        *,
+        causal: bool = False,
+        dropout: float = 0.0,
+        bias: bool = True,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         check_positive(dim=dim, num_heads=num_heads)
@@ -80,6 +89,8 @@ class SelfAttention(nn.Module):
         self.k_proj = nn.Linear(dim, dim, bias=bias)
         self.v_proj = nn.Linear(dim, dim, bias=bias)
         self.out_proj = nn.Linear(dim, dim, bias=bias)
+        self.q_norm = nn.LayerNorm(self.head_dim, eps=1e-6, bias=False) if qk_norm else nn.Identity()
+        self.k_norm = nn.LayerNorm(self.head_dim, eps=1e-6, bias=False) if qk_norm else nn.Identity()
 
     def forward(self, x: Tensor, cache: KeyValueCache | None = None) -> Tensor:
         """Attends from each token.
@@ -91,7 +102,7 @@ class SelfAttention(nn.Module):
         Returns:
             ``[N, T, D]``.
         """
-        query, key, value = self._heads(self.q_proj(x)), self._heads(self.k_proj(x)), self._heads(self.v_proj(x))
+        query, key, value = self._query(x), self._key(x), self._heads(self.v_proj(x))
         if cache is not None:
             key, value = cache.append(key, value)
         num_queries, num_keys = query.shape[2], key.shape[2]
@@ -107,6 +118,29 @@ class SelfAttention(nn.Module):
             is_causal=bool(self.causal and num_queries == num_keys),  # a tensor where TorchScript traces
         )
         return self.out_proj(attended.transpose(1, 2).flatten(2))
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What `forward` takes the softmax of; it never holds these numbers itself.
+
+        Args:
+            x: ``[N, T, D]``.
+
+        Returns:
+            ``[N, heads, T, T]``, float32 at least; ``-inf`` where a key is not seen.
+        """
+        query, key = self._query(x), self._key(x)
+        logits = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32))
+        logits = logits / self.head_dim**0.5
+        if self.causal:
+            hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            logits = logits.masked_fill(hidden, -torch.inf)
+        return logits
+
+    def _query(self, x: Tensor) -> Tensor:
+        return self.q_norm(self._heads(self.q_proj(x)))
+
+    def _key(self, x: Tensor) -> Tensor:
+        return self.k_norm(self._heads(self.k_proj(x)))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (-1, self.head_dim)).transpose(1, 2)  # [N, heads, T, head_dim]
@@ -124,6 +158,7 @@ class TransformerBlock(nn.Module):
         bias: whether linear layers and norms have one.
         norm_eps: epsilon of the layer norms.
         gelu: ``"none"`` for the exact GELU, ``"tanh"`` for its approximation.
+        qk_norm: as in `SelfAttention`.
 
     Raises:
         ValueError: as `SelfAttention`, or an ``mlp_ratio`` that leaves no hidden unit.
@@ -140,9 +175,10 @@ class TransformerBlock(nn.Module):
         bias: bool = True,
         norm_eps: float = 1e-5,
         gelu: Literal["none", "tanh"] = "none",
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, num_heads, causal=causal, dropout=dropout, bias=bias)
+        self.attention = SelfAttention(dim, num_heads, causal=causal, dropout=dropout, bias=bias, qk_norm=qk_norm)
         hidden = int(dim * mlp_ratio)
         if hidden < 1:
             raise ValueError(f"mlp_ratio must give 1 or more hidden units, got {mlp_ratio} with dim={dim}")

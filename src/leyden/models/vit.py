@@ -27,6 +27,7 @@ class ViT(Network):
         num_heads: attention heads.
         mlp_ratio: hidden units of each MLP, over D.
         dropout: rate of dropout after the positions, on attention weights, and on each branch of a block.
+        qk_norm: normalise queries and keys, as `leyden.models.SelfAttention` says.
 
     Raises:
         ValueError: a size below 1 or not a multiple of the one named above, or a rate outside [0, 1).
@@ -44,6 +45,7 @@ class ViT(Network):
         num_heads: int = 3,
         mlp_ratio: float = 4.0,
         dropout: float = 0.0,
+        qk_norm: bool = False,
     ) -> None:
         super().__init__()
         check_positive(image_size=image_size, patch_size=patch_size, num_classes=num_classes)
@@ -59,7 +61,8 @@ class ViT(Network):
         self.positions = nn.Parameter(torch.empty(1, 1 + (image_size // patch_size) ** 2, dim))
         self.dropout = nn.Dropout(dropout)
         self.blocks = nn.ModuleList(
-            TransformerBlock(dim, num_heads, mlp_ratio=mlp_ratio, dropout=dropout, norm_eps=1e-6) for _ in range(depth)
+            TransformerBlock(dim, num_heads, mlp_ratio=mlp_ratio, dropout=dropout, norm_eps=1e-6, qk_norm=qk_norm)
+            for _ in range(depth)
         )
         self.norm = nn.LayerNorm(dim, eps=1e-6)
         self.feature_dim = dim

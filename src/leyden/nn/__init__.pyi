@@ -3,6 +3,10 @@ from .ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
 from .ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
 from .ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d
 from .ghost_batch_norm import convert_ghost_batch_norm as convert_ghost_batch_norm
+from .progressive_nm import DecayedNM as DecayedNM
+from .progressive_nm import decayed_nm_weight as decayed_nm_weight
+from .progressive_nm import mask_decay_factor as mask_decay_factor
+from .progressive_nm import structure_decay as structure_decay
 from .prunable_layers import prunable_layers as prunable_layers
 from .prunable_layers import stored_weight as stored_weight
 from .running_norm import RewardScale as RewardScale
