@@ -208,7 +208,7 @@ def test_evaluation_of_a_checkpoint_uses_the_config_of_its_run_and_leaves_it_alo
     assert main(["validate", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert main(["predict", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert {path: Path(path).read_bytes() for path in before} == before
-    new = {f"{run}/test/metrics.csv", f"{run}/validate/metrics.csv", f"{run}/predict/predictions.pt"}
+    new = {f"{run}/test/metrics.csv", f"{run}/validate/metrics.csv", f"{run}/predict/predictions.csv"}
     assert set(files()) - before.keys() == new
 
 

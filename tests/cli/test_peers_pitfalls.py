@@ -12,7 +12,7 @@ import wandb
 import yaml
 
 from leyden.cli import main
-from leyden.cli.lightning import _joined
+from leyden.cli.prediction_writer import _joined
 from leyden.cli.summary import print_summary
 from leyden.core.callback import NumberedCallback
 from leyden.data import Digits
@@ -168,7 +168,7 @@ def test_a_run_with_nothing_to_train_has_its_config_too():
 
 def test_predictions_are_written_in_the_order_of_the_data():
     assert fit("--name=run") == 0
-    assert main(["predict", f"--ckpt_path={RUN}/checkpoints/best.ckpt", "--data.eval_batch_size=50"]) == 0
+    assert main(["predict", f"--ckpt_path={RUN}/checkpoints/best.ckpt", "--data.eval_batch_size=50", "--to=pt"]) == 0
     predicted = torch.load(RUN / "predict/predictions.pt", weights_only=True)
     data = Digits()
     samples = data.dataset("test")

@@ -13,7 +13,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "fit": ("leyden.cli.commands:fit", "train, then test the best weights"),
     "validate": ("leyden.cli.commands:validate", "compute the validation metrics of a checkpoint"),
     "test": ("leyden.cli.commands:test", "compute the test metrics of a checkpoint"),
-    "predict": ("leyden.cli.commands:predict", "run the model on the prediction data"),
+    "predict": ("leyden.cli.predict:predict", "write what the network of a checkpoint says of each sample"),
     "run": ("leyden.cli.run:run", "run several fits and evaluations one after another, as one run"),
     "compare": ("leyden.cli.compare:compare", "train a baseline and methods in the same seeds, report differences"),
     "export": ("leyden.cli.export:export", "write the network of a checkpoint as safetensors, pt2, ONNX, ..."),

@@ -1,4 +1,4 @@
-"""``leyden fit``, ``validate``, ``test`` and ``predict``: arguments, config files, and errors in one line."""
+"""``leyden fit``, ``validate`` and ``test``: arguments, config files, and errors in one line."""
 
 import os
 import sys
@@ -19,13 +19,13 @@ from leyden.cli.config import (
 from leyden.cli.run_folder import RunFolder, newest_run, run_of_checkpoint
 
 __all__ = [
+    "HELP",
     "Arguments",
     "UsageError",
     "fit",
     "in_one_line",
     "load_tree",
     "parse_arguments",
-    "predict",
     "run",
     "test",
     "validate",
@@ -87,11 +87,6 @@ def validate(argv: Sequence[str]) -> int:
 def test(argv: Sequence[str]) -> int:
     """Computes the test metrics."""
     return run("test", argv)
-
-
-def predict(argv: Sequence[str]) -> int:
-    """Runs the model on the prediction data."""
-    return run("predict", argv)
 
 
 def run(command: str, argv: Sequence[str]) -> int:

@@ -1,6 +1,7 @@
 """Data sets that are tensors in memory."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,13 +17,15 @@ class TensorDictDataset(Dataset):
 
     Args:
         tensors: ``[S, ...]`` each, by batch key.
+        sources: what each sample is called where it comes from, such as its row there.
 
     Raises:
         ValueError: there is no tensor, or their lengths differ.
     """
 
-    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+    def __init__(self, tensors: Mapping[str, Tensor], *, sources: Sequence[Any] | None = None) -> None:
         self.tensors = dict(tensors)
+        self.sources = sources
         lengths = {key: len(tensor) for key, tensor in self.tensors.items()}
         if len(set(lengths.values())) != 1:
             raise ValueError(f"tensors must be at least one and of equal length, got the lengths {lengths}")

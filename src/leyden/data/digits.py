@@ -57,7 +57,7 @@ class Digits(DataModule):
             clean = tensors["train"]["target"]
             noisy = symmetric_label_noise(clean, self.label_noise, self.num_classes, seed=self.split_seed)
             tensors["train"] |= {"target": noisy, "clean_target": clean}
-        return {name: TensorDictDataset(part) for name, part in tensors.items()}
+        return {name: TensorDictDataset(part, sources=parts[name].tolist()) for name, part in tensors.items()}
 
 
 def symmetric_label_noise(target: Tensor, rate: float, num_classes: int, *, seed: int) -> Tensor:

@@ -216,6 +216,7 @@ class _Rows(Dataset):
 
     def __init__(self, inputs: Any, target: Tensor, rows: Tensor, encode: Callable[[list[Any]], Batch]) -> None:
         self.inputs, self.target, self.rows, self.encode = inputs, target, rows, encode
+        self.sources = rows.tolist()
 
     def __len__(self) -> int:
         return len(self.rows)

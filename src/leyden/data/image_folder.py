@@ -141,6 +141,7 @@ class _Pictures(Dataset):
         self, paths: list[Path], target: Tensor, size: int, mean: tuple[float, ...], std: tuple[float, ...]
     ) -> None:
         self.paths, self.target, self.size, self.mean, self.std = paths, target, size, mean, std
+        self.sources = paths
 
     def __len__(self) -> int:
         return len(self.paths)

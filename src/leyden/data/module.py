@@ -67,7 +67,8 @@ class DataModule(LightningDataModule):
     def datasets(self) -> dict[str, Dataset]:
         """Returns the map-style data sets ``train``, ``val``, ``test`` and, if it is another, ``predict``.
 
-        Their samples are batches without the batch dimension; with ``__getitems__`` they return whole batches.
+        Their samples are batches without the batch dimension; with ``__getitems__`` they return whole batches. What a
+        data set has as ``sources`` (the name of each sample, such as its path) stands beside its predictions.
         """
 
     @property

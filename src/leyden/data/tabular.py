@@ -88,7 +88,10 @@ class TableDataModule(DataModule):
             target_mean, target_std = _moments(target[rows])
             self.target_mean, self.target_std = float(target_mean), float(target_std)
             labels = torch.from_numpy((target - target_mean) / target_std).to(torch.float32).unsqueeze(-1)  # [S, 1]
-        return {name: TensorDictDataset({"input": features[i], "target": labels[i]}) for name, i in parts.items()}
+        return {
+            name: TensorDictDataset({"input": features[i], "target": labels[i]}, sources=i.tolist())
+            for name, i in parts.items()
+        }
 
 
 class Wine(TableDataModule):
