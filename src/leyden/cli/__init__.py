@@ -15,6 +15,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "test": ("leyden.cli.commands:test", "compute the test metrics of a checkpoint"),
     "predict": ("leyden.cli.predict:predict", "write what the network of a checkpoint says of each sample"),
     "run": ("leyden.cli.run:run", "run several fits and evaluations one after another, as one run"),
+    "sweep": ("leyden.cli.sweep:sweep", "choose hyperparameters: run a W&B sweep file on this machine"),
+    "combine": ("leyden.cli.combine:combine", "make one checkpoint of several: averages, soups, TIES, DARE"),
     "compare": ("leyden.cli.compare:compare", "train a baseline and methods in the same seeds, report differences"),
     "export": ("leyden.cli.export:export", "write the network of a checkpoint as safetensors, pt2, ONNX, ..."),
     "report": ("leyden.cli.report.command:report", "write a page with curves and pictures of runs side by side"),

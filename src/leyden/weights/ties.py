@@ -42,9 +42,14 @@ def ties_merge(
     """
     if not finetuned:
         raise ValueError("finetuned must be at least one state dict, got none")
+    deltas = [lazy_task_vector(model, base, exclude=exclude) for model in finetuned]
+    return merge_task_vectors(base, deltas, trim_rate=trim_rate, scale=scale)
+
+
+def merge_task_vectors(base: State, deltas: Sequence[State], *, trim_rate: float, scale: float) -> dict[str, Tensor]:
+    """`ties_merge` of task vectors."""
     if not 0.0 <= trim_rate <= 1.0:
         raise ValueError(f"trim_rate must lie in [0, 1], got {trim_rate}")
-    deltas = [lazy_task_vector(model, base, exclude=exclude) for model in finetuned]
     double = any(dtype_of(base, name) == torch.float64 for name in deltas[0])
     limits = [_kth_magnitude(delta, trim_rate, torch.float64 if double else torch.float32) for delta in deltas]
     trimmed = [

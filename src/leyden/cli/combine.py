@@ -1,0 +1,161 @@
+"""``leyden combine``: one checkpoint made of several."""
+
+import sys
+import time
+from argparse import ArgumentParser
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from leyden.cli.commands import Arguments, in_one_line, load_tree, parse_arguments
+from leyden.cli.config import ConfigError
+from leyden.cli.run_folder import LOGS, run_of_checkpoint
+
+__all__ = ["METHODS", "Combination", "check_combination", "combine"]
+
+# options that a method takes
+METHODS: dict[str, tuple[str, ...]] = {
+    "average": ("weights",),
+    "ema": ("decay",),
+    "greedy-soup": (),
+    "slerp": ("t",),
+    "task-arithmetic": ("base", "scale"),
+    "ties": ("base", "scale", "trim_rate"),
+    "dare": ("base", "scale", "drop_rate", "rescale", "seed"),
+    "dare-ties": ("base", "scale", "trim_rate", "drop_rate", "rescale", "seed"),
+}
+
+
+@dataclass
+class Combination:
+    """What is to be combined, and how; an option that is None has the method's default.
+
+    Attributes:
+        ckpts: files, folders and patterns.
+        method: one of `METHODS`.
+        metric: name of a metric, ``val/...`` or ``test/...``, that the result is evaluated by.
+        mode: whether more (``max``) or less (``min``) of the metric is better; by its name if None.
+        data: config file with other data to evaluate on.
+        base: file of the weights before fine-tuning.
+        options: of the method.
+    """
+
+    ckpts: list[str]
+    method: str
+    metric: str | None = None
+    mode: str | None = None
+    data: str | None = None
+    base: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+
+
+def combine(argv: Sequence[str]) -> int:
+    """Combines checkpoints.
+
+    Returns:
+        The exit code.
+    """
+    parser = ArgumentParser(
+        prog="leyden combine",
+        allow_abbrev=False,
+        description="Combines the weights of checkpoints of one network, reading one tensor at a time. The result is a "
+        "checkpoint that leyden test reads. Statistics of BatchNorm are measured anew on the training data.",
+        epilog="--KEY=VALUE sets a value of the config that the result is evaluated with, as in leyden validate.",
+    )
+    parser.add_argument(
+        "--ckpts",
+        nargs="+",
+        required=True,
+        metavar="DIR|GLOB|FILE",
+        help="checkpoints of Lightning or safetensors; those of one folder or pattern in the order of their steps",
+    )
+    parser.add_argument("--method", required=True, choices=METHODS)
+    parser.add_argument("--metric", help="evaluate the result: val/accuracy, test/loss, ... (needed by greedy-soup)")
+    parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: by the name)")
+    parser.add_argument("--data", metavar="FILE", help="config file with other data than those of the run")
+    parser.add_argument("--weights", nargs="+", type=float, help="average: one per checkpoint (default: all alike)")
+    parser.add_argument("--decay", type=float, help="ema: of the moving average, the first being its start (0.9)")
+    parser.add_argument("--t", type=float, help="slerp: 0 is the first checkpoint, 1 the second (0.5)")
+    parser.add_argument("--base", metavar="FILE", help="task-arithmetic, ties, dare: the weights before fine-tuning")
+    parser.add_argument("--scale", type=float, help="task-arithmetic, ties, dare: of the sum of changes (1.0)")
+    parser.add_argument("--trim_rate", type=float, help="ties: share of the smallest changes that is dropped (0.8)")
+    parser.add_argument("--drop_rate", type=float, help="dare: share of the changes that is dropped (0.9)")
+    parser.add_argument("--rescale", type=float, help="dare: what the others are divided by (1 - drop_rate)")
+    parser.add_argument("--seed", type=int, help="dare: which are dropped (0)")
+    parser.add_argument("--output", type=Path, metavar="FILE", help=".ckpt, or .safetensors of the network alone")
+    parser.add_argument("--name", help="of the folder logs/combine/NAME, without --output (default: the time)")
+    parser.add_argument("-c", "--config", action="append", default=[], help="config, if it is not that of the run")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    arguments, rest = parser.parse_known_args(list(argv))
+
+    def go() -> int:
+        given = {name: getattr(arguments, name) for names in METHODS.values() for name in names}
+        combination = Combination(
+            arguments.ckpts,
+            arguments.method,
+            arguments.metric,
+            arguments.mode,
+            arguments.data,
+            given.pop("base"),
+            {name: value for name, value in given.items() if value is not None},
+        )
+        check_combination(combination)
+        options = parse_arguments("validate", rest).options
+        return _combine(combination, arguments.output, arguments.name, arguments.config, options)
+
+    return in_one_line(go, debug=arguments.debug)
+
+
+def check_combination(combination: Combination) -> None:
+    """Checks what can be known without reading a file.
+
+    Raises:
+        ConfigError: options do not belong together.
+    """
+    method = combination.method
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
+    for name in [*combination.options, *(["base"] if combination.base is not None else [])]:
+        if name not in METHODS[method]:
+            able = ", ".join(other for other, names in METHODS.items() if name in names)
+            raise ConfigError(f"{method} takes no {name}; it belongs to {able}" if able else f"there is no {name!r}")
+    if "base" in METHODS[method] and combination.base is None:
+        raise ConfigError(f"{method} needs base: the weights before fine-tuning")
+    if combination.metric is None:
+        if method == "greedy-soup":
+            raise ConfigError("greedy-soup needs a metric to choose by, such as val/accuracy")
+        if combination.data is not None:
+            raise ConfigError("data is what a metric is computed on: name a metric too")
+    elif combination.metric.partition("/")[0] not in ("val", "test"):
+        raise ConfigError(f"metric must begin with val/ or test/, got {combination.metric!r}")
+
+
+def _combine(
+    combination: Combination, output: Path | None, name: str | None, config: list[str], options: list[tuple[str, str]]
+) -> int:
+    # torch takes seconds to import
+    from leyden.cli.combining import combine_files, find_files
+
+    files = find_files(combination.ckpts)
+    run = run_of_checkpoint(str(files[0].path))
+    loaded = None
+    if config or run is not None:
+        names = [*(config or [str(run.config) if run else ""]), *([combination.data] if combination.data else [])]
+        loaded = load_tree("validate", Arguments(config=names, options=options))
+    elif combination.metric is not None:
+        raise ConfigError(f"{files[0].path} lies in no run folder, whose config would evaluate it: name one with -c")
+    if output is None:
+        folder = LOGS / "combine" / (name or time.strftime("%Y-%m-%d_%H-%M-%S"))
+        output = folder / "checkpoints" / ("combined.ckpt" if files[0].is_lightning else "combined.safetensors")
+    if output.exists():
+        raise ConfigError(f"{output} is there already: choose another --output or --name")
+    metrics = combine_files(combination, files, output, loaded)
+    if run is not None and output.suffix == ".ckpt" and output.parent.name == "checkpoints":
+        from leyden.plugins.replace_file import replace_file
+
+        with replace_file(output.parent.parent / "config.yaml") as file:  # of the run that it could have been
+            file.write(run.config.read_bytes())
+    shown = "".join(f", {key} {value:.4f}" for key, value in metrics.items() if key == combination.metric)
+    print(f"leyden: {output}: {combination.method} of {len(files)} checkpoints{shown}", file=sys.stderr)
+    return 0
