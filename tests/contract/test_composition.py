@@ -48,9 +48,11 @@ class Use:
 
 USES = {
     "AttentionMonitor": Use(observes=True),
+    "AuxiliaryZLoss": Use({"weight": 0.1}),
     "EMA": Use({"decay": 0.9}, observes=True),
     "EarlyLearningRegularization": Use(),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
+    "GradNormRecorder": Use(observes=True),
     "MESA": Use({"decay": 0.5, "start_epoch": 0}),
     "NMSparsity": Use({"n": 1}),
     "SAF": Use({"delay": 1, "start_epoch": 0}),

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from leyden.models import KeyValueCache, SelfAttention, TransformerBlock
+from leyden.nn import long_short_attention, qk_norm_attention
 
 X = torch.randn(2, 5, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
 
@@ -90,3 +91,49 @@ def test_without_bias():
 def test_bad_arguments_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         TransformerBlock(**({"dim": 6, "num_heads": 2} | arguments))
+
+
+@pytest.mark.parametrize("causal", [False, True])
+def test_normalised_queries_and_keys(causal):
+    torch.manual_seed(0)
+    layer = SelfAttention(6, 2, causal=causal, qk_norm=True).double()
+    with torch.no_grad():
+        layer.q_norm.weight.copy_(torch.tensor([1.0, -2.0, 0.5]))
+        layer.k_norm.weight.copy_(torch.tensor([0.3, 1.0, 3.0]))
+    heads = [p(X).view(2, 5, 2, 3).transpose(1, 2) for p in (layer.q_proj, layer.k_proj, layer.v_proj)]
+    attended = qk_norm_attention(*heads, layer.q_norm.weight, layer.k_norm.weight, is_causal=causal)
+    torch.testing.assert_close(layer(X), layer.out_proj(attended.transpose(1, 2).flatten(2)))
+    logits = layer.logits(X)
+    assert logits.isneginf().any() == causal
+    again = logits.softmax(-1) @ heads[2]
+    torch.testing.assert_close(again, attended)
+    cache = KeyValueCache(5)
+    if causal:
+        pieces = [layer(piece, cache) for piece in X.split(2, dim=1)]
+        torch.testing.assert_close(torch.cat(pieces, dim=1), layer(X))
+
+
+def test_plain_attention_has_no_norms():
+    assert sorted({name.split(".")[0] for name in SelfAttention(6, 2).state_dict()}) == [
+        "k_proj",
+        "out_proj",
+        "q_proj",
+        "v_proj",
+    ]
+
+
+@pytest.mark.parametrize(("window", "global_heads"), [(2, 1), (1, 0), (9, 1)])
+def test_local_heads(window, global_heads):
+    torch.manual_seed(0)
+    layer = SelfAttention(6, 2, causal=True, window=window, global_heads=global_heads).double()
+    heads = [p(X).view(2, 5, 2, 3).transpose(1, 2) for p in (layer.q_proj, layer.k_proj, layer.v_proj)]
+    attended = long_short_attention(*heads, window=window, global_heads=global_heads)
+    torch.testing.assert_close(layer(X), layer.out_proj(attended.transpose(1, 2).flatten(2)))
+    torch.testing.assert_close(layer.logits(X).softmax(-1) @ heads[2], attended)
+    cache = KeyValueCache(5)
+    pieces = [layer(piece, cache) for piece in X.split(2, dim=1)]
+    torch.testing.assert_close(torch.cat(pieces, dim=1), layer(X))
+    with pytest.raises(ValueError, match="window must be"):
+        SelfAttention(6, 2, window=0)
+    with pytest.raises(ValueError, match=r"global_heads must lie in 0..2 \(num_heads\), got 3"):
+        SelfAttention(6, 2, window=2, global_heads=3)

@@ -17,3 +17,4 @@ from .saf import SAF as SAF
 from .sigma_reparam import SigmaReparametrization as SigmaReparametrization
 from .soft_targets import SoftTargets as SoftTargets
 from .sophia_hessian import SophiaHessian as SophiaHessian
+from .z_loss import AuxiliaryZLoss as AuxiliaryZLoss

@@ -31,6 +31,9 @@ class GPT(Network):
         tie_weights: the head's weight is the token embedding's.
         bias: whether the linear layers and norms of the blocks have one; the head has none.
         qk_norm: normalise queries and keys, as `leyden.models.SelfAttention` says.
+        window: let all heads but the first ``global_heads`` see only so many of the last tokens (long short attention);
+            None: all heads see all.
+        global_heads: heads that see all tokens where there is a ``window``.
 
     Raises:
         ValueError: a size below 1, ``dim`` not a multiple of ``num_heads``, or a rate outside [0, 1).
@@ -49,6 +52,8 @@ class GPT(Network):
         tie_weights: bool = True,
         bias: bool = True,
         qk_norm: bool = False,
+        window: int | None = None,
+        global_heads: int = 1,
     ) -> None:
         super().__init__()
         check_positive(vocab_size=vocab_size, context=context, dim=dim, depth=depth)
@@ -68,6 +73,8 @@ class GPT(Network):
                 bias=bias,
                 gelu="tanh",
                 qk_norm=qk_norm,
+                window=window,
+                global_heads=global_heads,
             )
             for _ in range(depth)
         ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from leyden.models._checks import check_dropout, check_positive
+from leyden.nn.long_short_attention import long_short_attention
 
 __all__ = ["KeyValueCache", "SelfAttention", "TransformerBlock"]
 
@@ -62,9 +63,13 @@ class SelfAttention(nn.Module):
         bias: whether the linear layers have one.
         qk_norm: normalise each query and key by a layer norm over its head (M. Dehghani et al., "Scaling Vision
             Transformers to 22 Billion Parameters", ICML 2023), which has a scale and no bias.
+        window: let all heads but the first ``global_heads`` see only the nearest tokens, by
+            `leyden.nn.long_short_attention`; heads cannot be split over processes then. None: all heads see all tokens.
+        global_heads: heads that see all tokens where there is a ``window``.
 
     Raises:
-        ValueError: a size below 1, ``dim`` not a multiple of ``num_heads``, or a rate outside [0, 1).
+        ValueError: a size below 1, ``dim`` not a multiple of ``num_heads``, ``global_heads`` above it, or a rate
+            outside [0, 1).
     """
 
     def __init__(
@@ -76,15 +81,21 @@ class SelfAttention(nn.Module):
         dropout: float = 0.0,
         bias: bool = True,
         qk_norm: bool = False,
+        window: int | None = None,
+        global_heads: int = 1,
     ) -> None:
         super().__init__()
-        check_positive(dim=dim, num_heads=num_heads)
+        check_positive(dim=dim, num_heads=num_heads, window=1 if window is None else window)
         check_dropout(dropout)
         if dim % num_heads:
             raise ValueError(f"dim must be a multiple of num_heads, got dim={dim} and num_heads={num_heads}")
+        if not 0 <= global_heads <= num_heads:
+            raise ValueError(f"global_heads must lie in 0..{num_heads} (num_heads), got {global_heads}")
         self.head_dim = dim // num_heads
         self.causal = causal
         self.dropout = dropout
+        self.window = window
+        self.global_heads = global_heads
         self.q_proj = nn.Linear(dim, dim, bias=bias)
         self.k_proj = nn.Linear(dim, dim, bias=bias)
         self.v_proj = nn.Linear(dim, dim, bias=bias)
@@ -105,19 +116,32 @@ class SelfAttention(nn.Module):
         query, key, value = self._query(x), self._key(x), self._heads(self.v_proj(x))
         if cache is not None:
             key, value = cache.append(key, value)
+        return self.out_proj(self._attend(query, key, value).transpose(1, 2).flatten(2))
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        dropout = self.dropout if self.training else 0.0
+        if self.window is not None:
+            return long_short_attention(
+                query,
+                key,
+                value,
+                window=self.window,
+                global_heads=self.global_heads,
+                is_causal=self.causal,
+                dropout_p=dropout,
+            )
         num_queries, num_keys = query.shape[2], key.shape[2]
         mask = None
         if self.causal and 1 < num_queries < num_keys:  # the queries are the last of the keys
-            mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=x.device).tril(num_keys - num_queries)
-        attended = F.scaled_dot_product_attention(
+            mask = torch.ones(num_queries, num_keys, dtype=torch.bool, device=query.device).tril(num_keys - num_queries)
+        return F.scaled_dot_product_attention(
             query,
             key,
             value,
             attn_mask=mask,
-            dropout_p=self.dropout if self.training else 0.0,
+            dropout_p=dropout,
             is_causal=bool(self.causal and num_queries == num_keys),  # a tensor where TorchScript traces
         )
-        return self.out_proj(attended.transpose(1, 2).flatten(2))
 
     def logits(self, x: Tensor) -> Tensor:
         """What `forward` takes the softmax of; it never holds these numbers itself.
@@ -131,9 +155,13 @@ class SelfAttention(nn.Module):
         query, key = self._query(x), self._key(x)
         logits = (query @ key.transpose(-1, -2)).to(torch.promote_types(query.dtype, torch.float32))
         logits = logits / self.head_dim**0.5
+        at = torch.arange(x.shape[1], device=x.device)
+        distance = at.unsqueeze(-1) - at  # [T, T]
         if self.causal:
-            hidden = torch.ones(logits.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
-            logits = logits.masked_fill(hidden, -torch.inf)
+            logits = logits.masked_fill(distance < 0, -torch.inf)
+        if self.window is not None:
+            is_local = torch.arange(logits.shape[1], device=x.device).view(-1, 1, 1) >= self.global_heads
+            logits = logits.masked_fill(is_local & (distance.abs() >= self.window), -torch.inf)
         return logits
 
     def _query(self, x: Tensor) -> Tensor:
@@ -158,7 +186,9 @@ class TransformerBlock(nn.Module):
         bias: whether linear layers and norms have one.
         norm_eps: epsilon of the layer norms.
         gelu: ``"none"`` for the exact GELU, ``"tanh"`` for its approximation.
-        qk_norm: as in `SelfAttention`.
+        qk_norm: as in `SelfAttention`, like the two that follow.
+        window: see there.
+        global_heads: see there.
 
     Raises:
         ValueError: as `SelfAttention`, or an ``mlp_ratio`` that leaves no hidden unit.
@@ -176,9 +206,20 @@ class TransformerBlock(nn.Module):
         norm_eps: float = 1e-5,
         gelu: Literal["none", "tanh"] = "none",
         qk_norm: bool = False,
+        window: int | None = None,
+        global_heads: int = 1,
     ) -> None:
         super().__init__()
-        self.attention = SelfAttention(dim, num_heads, causal=causal, dropout=dropout, bias=bias, qk_norm=qk_norm)
+        self.attention = SelfAttention(
+            dim,
+            num_heads,
+            causal=causal,
+            dropout=dropout,
+            bias=bias,
+            qk_norm=qk_norm,
+            window=window,
+            global_heads=global_heads,
+        )
         hidden = int(dim * mlp_ratio)
         if hidden < 1:
             raise ValueError(f"mlp_ratio must give 1 or more hidden units, got {mlp_ratio} with dim={dim}")

@@ -3,12 +3,16 @@ from .ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
 from .ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
 from .ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d
 from .ghost_batch_norm import convert_ghost_batch_norm as convert_ghost_batch_norm
+from .long_short_attention import LongShortAttention as LongShortAttention
+from .long_short_attention import long_short_attention as long_short_attention
 from .progressive_nm import DecayedNM as DecayedNM
 from .progressive_nm import decayed_nm_weight as decayed_nm_weight
 from .progressive_nm import mask_decay_factor as mask_decay_factor
 from .progressive_nm import structure_decay as structure_decay
 from .prunable_layers import prunable_layers as prunable_layers
 from .prunable_layers import stored_weight as stored_weight
+from .qk_norm_attention import QKNormAttention as QKNormAttention
+from .qk_norm_attention import qk_norm_attention as qk_norm_attention
 from .running_norm import RewardScale as RewardScale
 from .running_norm import RunningNorm as RunningNorm
 from .sigma_reparam import SigmaReparam as SigmaReparam

@@ -1,6 +1,9 @@
 from .lamb import Lamb as Lamb
 from .lars import Lars as Lars
 from .lr_scaling import scale_lr as scale_lr
+from .mup import mup_param_groups as mup_param_groups
+from .obgd import AdaptiveObGD as AdaptiveObGD
+from .obgd import ObGD as ObGD
 from .refined_schedule import LinearDecayLR as LinearDecayLR
 from .refined_schedule import RefinedLR as RefinedLR
 from .refined_schedule import refined_schedule as refined_schedule
