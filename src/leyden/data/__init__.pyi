@@ -2,6 +2,7 @@ from .augment import Augment as Augment
 from .augment import Compose as Compose
 from .augment import TwoViews as TwoViews
 from .cifar import CIFAR as CIFAR
+from .curated import CuratedData as CuratedData
 from .dataset import ImageTensorDataset as ImageTensorDataset
 from .dataset import TensorDictDataset as TensorDictDataset
 from .dataset import normalize_pixels as normalize_pixels
@@ -26,6 +27,9 @@ from .loader import ResumableLoader as ResumableLoader
 from .mnist import MNISTFiles as MNISTFiles
 from .mnist import read_idx as read_idx
 from .module import DataModule as DataModule
+from .prune_combine import combine_grid as combine_grid
+from .prune_combine import prune_by_score as prune_by_score
+from .random_walk import RandomWalk as RandomWalk
 from .sampler import GlobalBatchSampler as GlobalBatchSampler
 from .sampler import Order as Order
 from .sampler import Sequential as Sequential

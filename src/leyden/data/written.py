@@ -13,11 +13,12 @@ __all__ = ["DatasetFile", "pack_tensors", "read_tensors"]
 DatasetFile = Annotated[str, "dataset"]  # path of a safetensors file with one tensor [S, ...] per batch key
 
 
-def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
+def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None) -> bytes:
     """Returns the content of a file of tensors.
 
     Args:
         tensors: ``[S, ...]`` each, by batch key.
+        metadata: what the file says of itself.
 
     Raises:
         ValueError: their lengths differ.
@@ -26,7 +27,7 @@ def pack_tensors(tensors: Mapping[str, Tensor]) -> bytes:
     if len(set(lengths.values())) != 1:
         raise ValueError(f"tensors must be at least one and of equal length, got the lengths {lengths}")
     copied = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    return safetensors.torch.save(copied, metadata={"leyden": "dataset"})
+    return safetensors.torch.save(copied, metadata={"leyden": "dataset", **(metadata or {})})
 
 
 def read_tensors(path: DatasetFile, *keys: str) -> dict[str, Tensor]:

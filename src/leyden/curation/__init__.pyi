@@ -1,0 +1,2 @@
+from .curation import Curation as Curation
+from .prune_and_combine import PruneAndCombine as PruneAndCombine
