@@ -79,6 +79,10 @@ def test_everything_lies_in_the_run_folder(capsys, during_fit):
         "logs/default/first/checkpoints/last.ckpt",
         "logs/default/first/config.yaml",
         "logs/default/first/metrics.csv",
+        "logs/default/first/record/sessions.json",
+        "logs/default/first/record/test.json",
+        "logs/default/first/record/timing.csv",
+        "logs/default/first/report.html",
     ]
     assert roots == [str(run)]
     metrics = rows(run / "metrics.csv")
@@ -91,7 +95,7 @@ def test_everything_lies_in_the_run_folder(capsys, during_fit):
     # three convolutions without bias, three batch norms, one linear layer
     parameters = 9 * (4 + 4 * 8 + 8 * 16) + 2 * (4 + 8 + 16) + 17 * 10
     assert re.search(rf"parameters +│ {parameters:,} ", printed)
-    for path in (run / "checkpoints/best.ckpt", run / "metrics.csv", run / "config.yaml"):
+    for path in (run / "checkpoints/best.ckpt", run / "metrics.csv", run / "config.yaml", run / "report.html"):
         assert str(path) in printed
 
 
@@ -208,14 +212,20 @@ def test_evaluation_of_a_checkpoint_uses_the_config_of_its_run_and_leaves_it_alo
     assert main(["validate", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert main(["predict", f"--ckpt_path={run}/checkpoints/last.ckpt"]) == 0
     assert {path: Path(path).read_bytes() for path in before} == before
-    new = {f"{run}/test/metrics.csv", f"{run}/validate/metrics.csv", f"{run}/predict/predictions.csv"}
+    new = {
+        f"{run}/test/metrics.csv",
+        f"{run}/test/record/test.json",
+        f"{run}/validate/metrics.csv",
+        f"{run}/predict/predictions.csv",
+    }
     assert set(files()) - before.keys() == new
 
 
 def test_evaluation_without_checkpoint():
     assert main(["test", *QUICK]) == 0
-    (metrics,) = files()
+    metrics, record = files()
     assert re.fullmatch(r"logs/default/[-_\d]+/metrics.csv", metrics)
+    assert record.endswith("/record/test.json")
 
 
 # ---- ends
@@ -274,5 +284,14 @@ def test_processes_started_by_lightning_share_one_folder(tmp_path):
     assert done.returncode == 0, done.stderr
     assert "MEMBER: 2/2" in done.stderr
     (run,) = Path("logs/default").iterdir()
-    assert files(run) == ["checkpoints/best.ckpt", "checkpoints/last.ckpt", "config.yaml", "metrics.csv"]
+    assert files(run) == [
+        "checkpoints/best.ckpt",
+        "checkpoints/last.ckpt",
+        "config.yaml",
+        "metrics.csv",
+        "record/sessions.json",
+        "record/test.json",
+        "record/timing.csv",
+        "report.html",
+    ]
     assert [row["step"] for row in rows(run / "metrics.csv") if row["train/loss"]] == ["0", "1", "2", "3"]

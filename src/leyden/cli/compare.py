@@ -23,6 +23,7 @@ from leyden.metrics.direction import default_mode
 __all__ = ["compare", "source_digest"]
 
 RUNS = "runs"
+ONLY_SHOW = ("ProgressBar", "LearningRateMonitor", "RunRecord")  # callbacks that do not change what a fit gives
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -140,7 +141,7 @@ def _digest(content: dict[str, Any]) -> str:
 
 
 def _only_shows(item: Section | str) -> bool:
-    return (item if isinstance(item, str) else item["class_path"]).endswith(("ProgressBar", "LearningRateMonitor"))
+    return (item if isinstance(item, str) else item["class_path"]).endswith(ONLY_SHOW)
 
 
 def _resolve(name: str, job: Job) -> Arm:

@@ -30,7 +30,9 @@ def print_summary(
     table.add_row("epochs", str(trainer.current_epoch))
     table.add_row("seconds", f"{seconds:.1f}")
     table.add_row("parameters", f"{sum(p.numel() for p in trainer.lightning_module.parameters()):,}")
-    for name, path in {"checkpoint": best, "log": run.path / "metrics.csv", "config": run.config}.items():
+    own = {"log": run.path / "metrics.csv", "config": run.config, "page": run.path / "report.html"}
+    files = {"checkpoint": best} | own
+    for name, path in files.items():
         if path is not None and Path(path).exists():
             table.add_row(name, os.path.relpath(path))
     console = Console()

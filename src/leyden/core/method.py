@@ -203,20 +203,21 @@ class Method(LightningModule, ABC):
         """Adds a batch to the validation metrics."""
         self._evaluate("val", batch)
 
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the test metrics."""
-        self._evaluate("test", batch)
+    def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Adds a batch to the test metrics; returns the ``logits`` for callbacks."""
+        return {"logits": self._evaluate("test", batch).logits}
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
         """Returns ``output`` and the ``index`` that says whose it is."""
         return {"output": self.compute(batch).logits, "index": batch["index"]}
 
-    def _evaluate(self, stage: str, batch: Batch) -> None:
+    def _evaluate(self, stage: str, batch: Batch) -> Outputs:
         outputs = self.compute(batch)
         metrics = self._stage_metrics(stage)
         loss = torch.stack(list(self.loss_terms(batch, outputs).values())).sum()
         metrics["loss"].update(loss, weight=self.loss_count(batch, outputs))
         self.update_metrics(metrics, batch, outputs)
+        return outputs
 
     def _log_metrics(self, stage: str) -> None:
         metrics = self._stage_metrics(stage)
