@@ -68,9 +68,11 @@ NETWORKS = {
 BATCHES = {
     "LanguageModeling": {"input": TOKENS, "target": TOKENS},
     "Regression": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
+    "TDPrediction": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
 }
 
 OPTIMIZERS = {"SophiaHessian": "Sophia"}
+STEPS = {"AdaptiveObGD": {"delta": 0.5}, "ObGD": {"delta": 0.5}}  # what ``step`` of an optimizer needs
 
 
 def make(part: type, **given: Any) -> Any:
@@ -229,7 +231,8 @@ def train(optimizer: Optimizer, parameters: list[nn.Parameter], *, start: int, s
             assert torch.is_grad_enabled(), "the closure must run with gradients"
             return loss
 
-        assert optimizer.step(closure) is loss, "step must return what the closure returned"
+        settings = STEPS.get(type(optimizer).__name__, {})
+        assert optimizer.step(closure, **settings) is loss, "step must return what the closure returned"
         for p, gradient in zip(parameters, before, strict=True):
             assert p.grad is not None
             assert torch.equal(p.grad, gradient), "step wrote into p.grad"

@@ -12,7 +12,10 @@ from leyden.callbacks import LastCheckpoint
 from leyden.cli import main
 
 # Experiments that cannot be the same on two processes, and why: a reason of mathematics.
-DIFFERENT: dict[str, str] = {}
+DIFFERENT: dict[str, str] = dict.fromkeys(
+    ("optimization/adaptive_obgd", "optimization/obgd", "optimization/random_walk"),
+    "one stream of transitions, one at a time",
+)
 
 
 def fit(folder: Path, arguments: list[str]) -> dict[str, torch.Tensor]:

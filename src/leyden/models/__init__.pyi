@@ -6,6 +6,7 @@ from .gpt import GPT as GPT
 from .mlp import MLP as MLP
 from .pretrained import pretrained as pretrained
 from .resnet import ResNet as ResNet
+from .stream_mlp import StreamMLP as StreamMLP
 from .transformer import KeyValueCache as KeyValueCache
 from .transformer import SelfAttention as SelfAttention
 from .transformer import TransformerBlock as TransformerBlock

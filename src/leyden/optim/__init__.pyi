@@ -1,3 +1,7 @@
+from .convex_relu import convex_relu_admm as convex_relu_admm
+from .convex_relu import relu_from_convex as relu_from_convex
+from .convex_relu import sample_arrangements as sample_arrangements
+from .convex_relu import sampled_convex_relu as sampled_convex_relu
 from .lamb import Lamb as Lamb
 from .lars import Lars as Lars
 from .lr_scaling import scale_lr as scale_lr
