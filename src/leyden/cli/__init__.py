@@ -22,6 +22,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "export": ("leyden.cli.export:export", "write the network of a checkpoint as safetensors, pt2, ONNX, ..."),
     "report": ("leyden.cli.report.command:report", "write a page with curves and pictures of runs side by side"),
     "sparsity-curve": ("leyden.cli.sparsity_curve:sparsity_curve", "evaluate a checkpoint with ever fewer weights"),
+    "check": ("leyden.cli.check:check", "say what is wrong with config files, without training"),
+    "schema": ("leyden.cli.schema:schema", "write a JSON Schema of config files, for editors"),
     "papers": ("leyden.cli.catalog:papers", "list or search the papers of the catalog"),
     "show": ("leyden.cli.catalog:show", "show a paper: its parts, its experiment, and what it gave"),
     "results": ("leyden.cli.catalog:results", "write docs/results.md from the recorded evidence"),

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from leyden.cli.config import Section, plain
 
-__all__ = ["diagnose"]
+__all__ = ["ROOMS", "diagnose", "parser_of"]
 
 # Where a class named without its path is looked for.
 ROOMS = (
@@ -111,7 +111,7 @@ def _check_arguments(arguments: Section, component: Any, name: str, path: str) -
 
 
 def _check_value(component: Any, key: str, value: Any, path: str, origin: str) -> None:
-    parser = _parser_of(component, only=key)
+    parser = parser_of(component, only=key)
     try:
         parser.parse_object({key: plain(value)})
     except ArgumentError as error:
@@ -142,7 +142,7 @@ def _check_top_level(parser: ArgumentParser, key: str, value: Any, origin: str) 
 
 def _check_required(arguments: dict[str, Any], component: Any, where: str) -> None:
     try:
-        _parser_of(component).parse_object(arguments)
+        parser_of(component).parse_object(arguments)
     except ArgumentError as error:
         missing = re.search(r"arguments are required: (.+)", str(error))
         if missing:
@@ -185,7 +185,8 @@ def _found(name: str) -> str:
     return f"; did you mean {homes[near[0]]}.{near[0]}?" if near else ""
 
 
-def _parser_of(component: Any, only: str | None = None) -> ArgumentParser:
+def parser_of(component: Any, only: str | None = None) -> ArgumentParser:
+    """A parser of the arguments of a class or function, without those that its caller gives."""
     parser = ArgumentParser(exit_on_error=False)
     skip: set[str | int] = set()
     if isinstance(component, type):
@@ -202,14 +203,14 @@ def _parser_of(component: Any, only: str | None = None) -> ArgumentParser:
 
 
 def _argument_names(component: Any) -> list[str]:
-    names = [action.dest for action in _parser_of(component)._actions]
+    names = [action.dest for action in parser_of(component)._actions]
     return [name for name in names if name != "help" and not name.endswith(".help")]
 
 
 def _takes_anything(component: Any, key: str) -> bool:
     """Whether the parser lets an unknown argument pass: the component has ``**kwargs`` that lead nowhere."""
     try:
-        _parser_of(component).parse_object({key: 0})
+        parser_of(component).parse_object({key: 0})
     except ArgumentError as error:
         return "are required" in str(error)
     return True

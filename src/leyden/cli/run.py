@@ -29,7 +29,7 @@ from leyden.cli.stages import COMPARISONS, FILE_KINDS, Loop, Source, Stage, read
 if TYPE_CHECKING:
     from leyden.cli.stage_task import Outcome, Task
 
-__all__ = ["run"]
+__all__ = ["find_stages", "run"]
 
 STAGES, RECORDS, LOCK = "stages.yaml", "stages.json", ".lock"
 
@@ -90,7 +90,7 @@ class _Run:
         self.settings: list[str] = arguments.set
         if self.resumes:
             self._read()
-        path = self.folder / STAGES if arguments.stages is None else _find_stages(arguments.stages)
+        path = self.folder / STAGES if arguments.stages is None else find_stages(arguments.stages)
         self.stages = read_stages(path)
         self.options = [_option(setting) for setting in self.settings]
         if not self.resumes:
@@ -367,7 +367,8 @@ def _names(loop: Loop) -> list[str]:
     return [stage.name for stage in loop.stages]
 
 
-def _find_stages(name: str) -> Path:
+def find_stages(name: str) -> Path:
+    """Finds a stages file by its path or its name below ``configs/stages/``; any other config file as `find_config`."""
     for path in (config_folder() / "stages" / name, config_folder() / "stages" / f"{name}.yaml"):
         if path.is_file():
             return path
