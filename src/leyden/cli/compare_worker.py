@@ -28,7 +28,7 @@ from typing import Any
 import leyden
 from leyden.cli.config import Section
 
-__all__ = ["Job", "finished_result", "work"]
+__all__ = ["Job", "end_with_parent", "finished_result", "output_to", "work"]
 
 SOURCES, RESULT = "sources.json", "result.json"
 PACKAGE = __name__.split(".")[0]
@@ -66,13 +66,13 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
 def work(job: Job, connection: Connection) -> None:
     """Makes the runs of a job; sends ``(seed, result)`` after each, or ``(seed, message)`` of its error."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends this one
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    threading.Thread(target=end_with_parent, daemon=True).start()
     for seed in job.seeds:
         folder = job.run_folder(seed)
         folder.mkdir(parents=True, exist_ok=True)
         with open(job.folder / f"seed-{seed}.lock", "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another comparison may share this run
-            with _output_to(folder / "output.log"):
+            with output_to(folder / "output.log"):
                 try:
                     outcome: dict[str, Any] | str = finished_result(folder) or _run(job, seed)
                 except (Exception, SystemExit) as error:
@@ -149,7 +149,8 @@ def _same_code(folder: Path) -> bool:
 # ---- process
 
 
-def _end_with_parent() -> None:
+def end_with_parent() -> None:
+    """Waits for the end of the process that started this one, and ends this one too."""
     parent = parent_process()
     assert parent is not None
     wait([parent.sentinel])
@@ -157,7 +158,7 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _output_to(path: Path) -> Iterator[None]:
+def output_to(path: Path) -> Iterator[None]:
     """Sends what this process prints, from Python or not, to a file."""
     kept = os.dup(1), os.dup(2)
     with open(path, "a") as log:
