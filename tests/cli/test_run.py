@@ -258,3 +258,111 @@ def test_one_process_at_a_time(ran, capsys):
         assert resume() == 1
     assert "another process is running the stages in logs/some/a" in capsys.readouterr().err
     assert resume() == 0
+
+
+SOUP = """\
+set:
+  model.network: {class_path: leyden.models.MLP, init_args: {in_features: 64, num_outputs: 10, hidden: [4]}}
+stages:
+  experts:
+    members: 2
+    gives: [checkpoint]
+  soup:
+    run: combine
+    set: {method: average, metric: val/loss}
+    takes: {ckpts: experts.checkpoint}
+    gives: [checkpoint, weights, network, val/loss]
+  score:
+    run: test
+    takes: {ckpt_path: soup.checkpoint}
+    gives: [test/loss]
+  pruned:
+    run: evaluate
+    function: stage_evaluators.without_small
+    set: {share: 0.5}
+    takes: {ckpt_path: soup.checkpoint}
+    gives: [test/loss, zeros]
+  student:
+    set: {trainer.callbacks+: leyden.callbacks.SoftTargets}
+    takes: {trainer.callbacks.SoftTargets.teachers: soup.network}
+"""
+EVALUATORS = """\
+import torch
+from torch.nn.functional import cross_entropy
+
+def without_small(method, data, share):
+    head = method.network.head.weight
+    limit = head.abs().flatten().kthvalue(int(share * head.numel())).values
+    head[head.abs() <= limit] = 0.0
+    batch = next(iter(data.test_dataloader()))
+    loss = cross_entropy(method(batch["input"]), batch["target"])
+    return {"test/loss": loss, "zeros": (head == 0).sum()}
+"""
+
+
+def test_a_combination_and_an_evaluation_that_trains_nothing(ran, monkeypatch, tmp_path):
+    monkeypatch.syspath_prepend(str(tmp_path))
+    Path("stage_evaluators.py").write_text(EVALUATORS)
+    assert start(SOUP) == 0
+    assert ran() == ["experts/member-0", "experts/member-1", "soup", "score", "pruned", "student"]
+    experts = [
+        torch.load(f"logs/some/a/experts/member-{member}/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+        for member in range(2)
+    ]
+    soup = torch.load("logs/some/a/soup/checkpoints/combined.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in soup.items():
+        torch.testing.assert_close(tensor, (experts[0][name] + experts[1][name]) / 2)
+    weights = safetensors.torch.load_file("logs/some/a/soup/weights.safetensors")
+    assert torch.equal(weights["head.bias"], soup["network.head.bias"])
+    gives = {name: record["gives"] for name, record in records().items()}
+    assert gives["pruned"]["zeros"] == 20.0  # of 4 x 10
+    assert gives["pruned"]["test/loss"] != gives["score"]["test/loss"]
+    assert gives["soup"]["val/loss"] > 0
+    capped = Path("logs/some/a/soup/config.yaml").read_text()
+    assert main(["test", "--ckpt_path=logs/some/a/soup/checkpoints/combined.ckpt"]) == 0
+    assert Path("logs/some/a/soup/config.yaml").read_text() == capped
+
+    assert resume() == 0
+    assert ran() == []
+    Path("some.yaml").write_text(SOUP.replace("method: average", "method: ema, decay: 0.5"))
+    assert resume("some.yaml") == 0
+    # a checkpoint says how it was made, so that it is another one; the network has the same weights
+    assert ran() == ["soup", "score", "pruned"]
+    Path("some.yaml").write_text(SOUP.replace("method: average", "method: ema, decay: 0.25").replace("0.5}", "0.25}"))
+    assert resume("some.yaml") == 0
+    assert ran() == ["soup", "score", "pruned", "student"]
+
+
+CURATED = """\
+set:
+  data: {class_path: leyden.data.CuratedData, init_args: {batch_size: 10}}
+  data.source: {class_path: leyden.data.Digits, init_args: {num_train: 60}}
+  model.network: {class_path: leyden.models.MLP, init_args: {in_features: 64, num_outputs: 10, hidden: [4]}}
+stages:
+  scorers:
+    members: 2
+    gives: [checkpoint]
+  scores:
+    run: predict
+    members: 2
+    takes: {ckpt_path: member.scorers.checkpoint}
+    gives: [dataset]
+  curate:
+    run: curate
+    set: {curation: {class_path: leyden.curation.PruneAndCombine, init_args: {images_per_class: 2, factor: 1}}}
+    takes: {curation.predictions: scores.dataset}
+    gives: [dataset]
+  train:
+    takes: {data.dataset: curate.dataset}
+    gives: [test/accuracy]
+"""
+
+
+def test_a_curation(ran):
+    assert start(CURATED) == 0
+    made = safetensors.torch.load_file("logs/some/a/curate/dataset.safetensors")
+    assert made["input"].shape == (20, 1, 8, 8)
+    assert records()["train"]["gives"]["test/accuracy"] >= 0
+    assert resume() == 0
+    assert ran()[-1] == "train"
+    assert ran() == []

@@ -22,7 +22,7 @@ WRONG = {
     "nothing: 1": "there is no key 'nothing'",
     "stages: {}": "it has no stages",
     "stages: {a: {rnu: fit}}": "no key 'rnu'; did you mean 'run'",
-    "stages: {a: {run: train}}": "run must be one of fit, validate, test, predict, call, got 'train'",
+    "stages: {a: {run: train}}": "run must be one of fit, validate, test, predict, combine, curate, evaluate, call,",
     "stages: {before: {}}": "'before' cannot be a stage's name",
     "stages: {a/b: {}}": "'a/b' cannot be a stage's name",
     "stages: {a: 3}": "the stage a must be a mapping, got 3",
@@ -36,10 +36,17 @@ WRONG = {
     "stages: {a: {run: test, gives: [weights]}}": "a is a test, which gives no weights, only metrics",
     "stages: {a: {gives: [dataset]}}": "a is a fit, which gives no dataset, only weights, network, checkpoint, metrics",
     "stages: {a: {run: call}}": "a stage has a function if it is a call",
+    "stages: {a: {run: evaluate}}": "a stage has a function if it is a call or an evaluate",
+    "stages: {a: {run: evaluate, function: f}}": "runs evaluate takes ckpt_path: STAGE.checkpoint",
+    "stages: {a: {run: combine}}": "a: a stage that runs combine takes ckpts: STAGE.checkpoint",
+    "stages: {a: {run: curate, gives: [weights]}}": "a is a curate, which gives no weights, only dataset",
+    "stages: {a: {members: 2, gives: [weights]}, b: {run: combine, takes: {ckpts: a.weights}}}": "ckpts takes a check",
+    "stages: {a: {gives: [checkpoint]}, b: {run: combine, takes: {ckpts: a.checkpoint}}}": "b combines members",
     "stages: {a: {set: {x: 1}, takes: {x: round}, rounds: 2}}": "x of a is set twice",
     "stages: {a: {takes: {x: round}}}": "a takes its round for x, but has no rounds",
     "stages: {a: {takes: {x: member}}}": "a takes its member for x, but has no members",
     "stages: {a: {takes: {x: 3}}}": "3 is nothing to be taken",
+    "stages: {a: {members: 2, gives: [weights]}, b: {takes: {x: member.a.weights}}}": "have not as many members",
     "stages: {one: {gives: [weights]}, a: {takes: {x: onee.weights}}}": "no stage 'onee'; did you mean 'one'",
     "stages: {b: {}, a: {takes: {x: b.weights}}}": "a takes b.weights, but b gives nothing: add it to its gives",
     "stages: {a: {takes: {x: b.weights}}, b: {gives: [weights]}}": "a takes b.weights from b, which comes after it",
@@ -90,6 +97,8 @@ def test_example_is_short(path):
 SOFT_TARGETS = "set: {trainer.callbacks+: {class_path: leyden.callbacks.SoftTargets}}"
 INITIAL = "set: {trainer.callbacks+: leyden.callbacks.InitialWeights}"
 LABEL = "c: {run: predict, takes: {ckpt_path: a.checkpoint}, gives: [dataset]}"
+EXPERTS = "a: {members: 2, gives: [checkpoint, weights]}"
+COMBINE = "run: combine, takes: {ckpts: a.checkpoint}"
 WRONG_CONFIGS = {  # known only by parsing the configs
     "stages: {a: {set: {model.network.widht: 4}}}": "a: model.network: 'widht' is not an argument of",
     "stages: {a: {config: nowhere}}": "a: there is no config file 'nowhere'",
@@ -104,6 +113,19 @@ WRONG_CONFIGS = {  # known only by parsing the configs
     "stages: {a: {set: {trainer.default_root_dir: x}}, b: {set: {trainer.default_root_dir: ./x}}}": "same files as a",
     "stages: {a: {members: 2, set: {trainer.callbacks.LastCheckpoint.dirpath: x}}}": "would write the same files",
     "stages: {a: {set: {trainer.devices: 2}}}": "trainer.devices must be 1",
+    f"stages: {{{EXPERTS}, b: {{{COMBINE}}}}}": "b: combine needs method",
+    f"stages: {{{EXPERTS}, b: {{{COMBINE}, set: {{method: soup}}}}}}": "method must be one of average, ema,",
+    f"stages: {{{EXPERTS}, b: {{{COMBINE}, set: {{method: greedy-soup}}}}}}": "greedy-soup needs a metric",
+    f"stages: {{{EXPERTS}, b: {{{COMBINE}, set: {{method: ema, decay: high}}}}}}": "decay must be a number",
+    f"stages: {{{EXPERTS}, b: {{{COMBINE}, set: {{method: ema}}, gives: [val/loss]}}}}": "but has no metric",
+    f"stages: {{{EXPERTS}, b: {{{COMBINE}, set: {{method: ema, metric: val/f1}}, gives: [val/f1]}}}}": "logs val/loss",
+    "stages: {a: {run: curate}}": "a: the config has no curation",
+    "stages: {a: {run: curate, set: {curation: leyden.curation.Nothing}}}": "'leyden.curation.Nothing' is not Curation",
+    f"stages: {{{EXPERTS}, b: {{run: curate, set: {{curation: leyden.curation.PruneAndCombine}}, "
+    "takes: {curation.predictions: a.weights}}}": "curation.predictions takes dataset, a.weights is a weights",
+    "stages: {a: {gives: [checkpoint]}, b: {run: evaluate, function: os.getcwd, takes: {ckpt_path: a.checkpoint}}}": (
+        "b: os.getcwd: too many positional arguments"
+    ),
     "stages: {a: {run: call, function: leyden.nothing}}": "a: there is no function leyden.nothing",
     "stages: {a: {run: call, function: os.path.join, set: {x: 1}}}": "a: os.path.join: ",
 }

@@ -1,9 +1,10 @@
 """``leyden combine``: one checkpoint made of several."""
 
+import numbers
 import sys
 import time
 from argparse import ArgumentParser
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from leyden.cli.commands import Arguments, in_one_line, load_tree, parse_argumen
 from leyden.cli.config import ConfigError
 from leyden.cli.run_folder import LOGS, run_of_checkpoint
 
-__all__ = ["METHODS", "Combination", "check_combination", "combine"]
+__all__ = ["METHODS", "Combination", "check_combination", "combine", "read_combination"]
 
 # options that a method takes
 METHODS: dict[str, tuple[str, ...]] = {
@@ -107,6 +108,21 @@ def combine(argv: Sequence[str]) -> int:
     return in_one_line(go, debug=arguments.debug)
 
 
+def read_combination(arguments: Mapping[str, Any]) -> Combination:
+    """Sorts arguments by name: ``ckpts``, ``method``, ``metric``, ``mode``, ``data``, ``base``, options.
+
+    Raises:
+        ConfigError: one is missing, wrong, or does not belong to the others.
+    """
+    for name in ("ckpts", "method"):
+        if name not in arguments:
+            raise ConfigError(f"combine needs {name}")
+    own = {name: value for name, value in arguments.items() if name in Combination.__dataclass_fields__}
+    combination = Combination(**own, options={name: arguments[name] for name in arguments.keys() - own.keys()})
+    check_combination(combination)
+    return combination
+
+
 def check_combination(combination: Combination) -> None:
     """Checks what can be known without reading a file.
 
@@ -120,6 +136,12 @@ def check_combination(combination: Combination) -> None:
         if name not in METHODS[method]:
             able = ", ".join(other for other, names in METHODS.items() if name in names)
             raise ConfigError(f"{method} takes no {name}; it belongs to {able}" if able else f"there is no {name!r}")
+    for name, value in combination.options.items():
+        parts = value if name == "weights" and isinstance(value, list) else [value]
+        if not all(isinstance(part, numbers.Real) and not isinstance(part, bool) for part in parts):
+            raise ConfigError(f"{name} must be a number{' per checkpoint' if name == 'weights' else ''}, got {value!r}")
+    if combination.mode not in (None, "max", "min"):
+        raise ConfigError(f"mode must be max or min, got {combination.mode!r}")
     if "base" in METHODS[method] and combination.base is None:
         raise ConfigError(f"{method} needs base: the weights before fine-tuning")
     if combination.metric is None:

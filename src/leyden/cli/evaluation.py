@@ -79,6 +79,7 @@ class Evaluation(LeydenCLI):
         Raises:
             ConfigError: it returned something else than numbers by name.
         """
+        self.trainer.limit_test_batches = self.trainer.limit_val_batches = 0  # makes the parts, and no more
         self.metrics(state)
         self.model.to(self.trainer.strategy.root_device).eval()
         with torch.no_grad():

@@ -24,7 +24,16 @@ from leyden.cli.commands import _one_line
 from leyden.cli.config import ConfigError, Section, config_folder, find_config, plain, set_option
 from leyden.cli.run_folder import LOGS, RunFolder
 from leyden.cli.stage_config import MISSING, check_stages, network_section, stage_tree
-from leyden.cli.stages import COMPARISONS, FILE_KINDS, Loop, Source, Stage, read_stages, stages_name
+from leyden.cli.stages import (
+    COMPARISONS,
+    FILE_KINDS,
+    TRAINER_COMMANDS,
+    Loop,
+    Source,
+    Stage,
+    read_stages,
+    stages_name,
+)
 
 if TYPE_CHECKING:
     from leyden.cli.stage_task import Outcome, Task
@@ -184,14 +193,14 @@ class _Run:
                 self._write()
             if folder.exists():
                 shutil.rmtree(folder)
-            self.records[label] = {"key": key, "state": "running", "id": secrets.token_hex(4)}
+            self.records[label] = {"key": key, "state": "running", "id": f"s{secrets.token_hex(4)}"}
         elif record["state"] == "finished":
             record["gives"] |= {name: record["metrics"][name] for name in stage.gives if name in record["metrics"]}
             if all(name in record["gives"] and self._is_there(folder, record, name) for name in stage.gives):
                 return None
             record["state"] = "running"
         tree, files = stage_tree(self.stages, self.options, loop, stage, round_, member, self._take)
-        if stage.run != "call":
+        if stage.run in TRAINER_COMMANDS:
             self._group(tree, label)
         return Task(folder, stage.run, tree, files, stage.gives, stage.function)
 
@@ -252,6 +261,8 @@ class _Run:
         giver_loop, giver = self.stages.givers[source.stage]
         giver_round = round_ - 1 if source.before else round_ if giver_loop is loop else giver_loop.last_round
         label = giver_loop.folder(giver, giver_round)
+        if source.same_member:
+            return self._value(giver_loop, giver, giver_round, member, f"{label}/member-{member}", source.what, digest)
         if giver.members is None:
             return self._value(giver_loop, giver, giver_round, 0, label, source.what, digest)
         return [

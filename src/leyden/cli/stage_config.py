@@ -12,14 +12,18 @@ from typing import Any, get_args, get_type_hints
 
 import yaml
 
+from leyden.cli.combine import read_combination
 from leyden.cli.commands import Arguments, load_tree
 from leyden.cli.config import ConfigError, Section, plain, set_option
-from leyden.cli.stages import FILE_KINDS, Loop, Source, Stage, Stages
+from leyden.cli.stages import FILE_KINDS, TRAINER_COMMANDS, Loop, Source, Stage, Stages
 
-__all__ = ["MISSING", "Resolver", "check_stages", "network_section", "stage_tree"]
+__all__ = ["ARGUMENTS", "MISSING", "Resolver", "check_stages", "network_section", "stage_tree"]
 
+ARGUMENTS = "arguments"  # key of those of a combination or a function, beside the config
+CONFIGURED = (*TRAINER_COMMANDS, "curate")  # what sets keys of a config
 MISSING = object()  # nothing to be taken: the round before the first
 LOGS = re.compile(r"\.log(_dict|_metrics)?\(")
+EVALUATED = re.compile(r"[\"'](val|test)/")
 PATHS = ("dirpath", "save_dir", "default_root_dir")
 # source, loop and round and member of the taker -> value; `MISSING` leaves the key as it is
 Resolver = Callable[[Source, Loop, int, int], Any]
@@ -46,7 +50,7 @@ def stage_tree(
         resolve: finds what is taken.
 
     Returns:
-        The config, and the files that were named.
+        The config (with arguments of a combination or an evaluation under `ARGUMENTS`), and the files that were named.
 
     Raises:
         ConfigError: something in it is wrong.
@@ -66,29 +70,33 @@ def _stage_tree(
     member: int,
     resolve: Resolver,
 ) -> tuple[Section, list[Path]]:
-    source = stage.takes.get("ckpt_path")
+    values: dict[str, Any] = dict(stage.set)
+    values |= {key: rounds[round_] for key, rounds in stage.by_round.items()}
+    values |= {key: resolve(source, loop, round_, member) for key, source in stage.takes.items()}
+    values = {key: value for key, value in values.items() if value is not MISSING}
+    arguments = Section()
+    if stage.run not in CONFIGURED:
+        for key, value in values.items():
+            arguments.put(key, value, stage.origin)
+    if stage.run == "call":
+        return arguments, []
+    source = stage.checkpoints
     tree, files = Section(), [Path("-")]
-    if stage.run != "call" and source is not None and not stage.config:
+    if source is not None and not stage.config:
         giver_loop, giver = stages.givers[source.stage]
         giver_round = round_ - 1 if source.before else round_ if giver_loop is loop else giver_loop.last_round
         tree, files = stage_tree(stages, options, giver_loop, giver, max(giver_round, 0), member, resolve)
-    elif stage.run != "call":
+        tree.pop(ARGUMENTS, None)
+    else:
         names = [*stages.config, *stage.config]
         tree, files = load_tree(stage.run, Arguments(config=names))
         for key, value in stages.set:
             set_option(tree, key, _as_text(value))
-    values: dict[str, Any] = dict(stage.set)
-    values |= {key: rounds[round_] for key, rounds in stage.by_round.items()}
-    values |= {key: resolve(source, loop, round_, member) for key, source in stage.takes.items()}
-    for key, value in values.items():
-        if value is MISSING:
-            continue
-        if stage.run == "call":
-            tree[key] = value
-        else:
+    if stage.run in CONFIGURED:
+        for key, value in values.items():
             set_option(tree, key, _as_text(value))
-    if stage.run == "call":
-        return tree, []
+    else:
+        tree.put(ARGUMENTS, arguments, stage.origin)
     if source is None or stage.config:
         for key, text in options:
             set_option(tree, key, text)
@@ -150,18 +158,43 @@ def check_stages(stages: Stages, options: list[tuple[str, str]], folder: Path) -
         for round_ in sorted({*(range(last + 1) if stage.by_round else ()), last}):
             tree, files = stage_tree(stages, options, loop, stage, round_, 0, _stand_ins(stages, options, folder))
             try:
-                if stage.run == "call":
-                    resolved = {"class_path": stage.function, "init_args": tree}
-                    _check_call(stage, tree)
-                else:
-                    resolved = _parse(stage, tree, files)
+                resolved = _check_stage(stage, tree, files)
+                if stage.run in TRAINER_COMMANDS:
                     _check_paths(stage, loop, resolved, written)
                 for key, source in stage.takes.items():
-                    _check_kind(stages, key, source, resolved)
+                    _check_kind(key, source, resolved)
             except (ConfigError, ImportError) as error:
                 raise _in_stage(stage, error) from error
-        if stage.run != "call":
-            _check_metrics(stage, resolved)
+
+
+def _check_stage(stage: Stage, tree: Section, files: list[Path]) -> dict[str, Any]:
+    """Checks one stage's config and arguments, and returns them with defaults."""
+    arguments = tree.pop(ARGUMENTS, tree)
+    numbers = [name for name in stage.gives if name not in FILE_KINDS]
+    if stage.run == "curate":
+        from leyden.cli.curating import parse_curation
+
+        if numbers:
+            raise ConfigError(f"it gives {numbers[0]}, but a curate gives a dataset only")
+        return parse_curation(tree).resolved
+    if stage.run == "call":
+        _check_function(stage, {"folder": Path(), **arguments})
+    else:
+        command = stage.run
+        if stage.run == "combine":
+            metric = read_combination(arguments).metric
+            command = "test" if (metric or "").startswith("test/") else "validate"
+            if numbers and metric is None:
+                raise ConfigError(f"it gives {numbers[0]}, but has no metric: set {{metric: {numbers[0]}}}")
+        elif stage.run == "evaluate":
+            command = "test"
+            extra = {key: value for key, value in arguments.items() if key != "ckpt_path"}
+            _check_function(stage, extra)
+        resolved = _parse(command, tree, files)
+        if stage.run != "evaluate":
+            _check_metrics(stage, resolved, command, numbers)
+            return resolved
+    return {"class_path": stage.function, "init_args": arguments}
 
 
 def _stand_ins(stages: Stages, options: list[tuple[str, str]], folder: Path) -> Resolver:
@@ -182,26 +215,27 @@ def _stand_ins(stages: Stages, options: list[tuple[str, str]], folder: Path) -> 
             value = {"class_path": "leyden.models.pretrained", "init_args": {"network": network, "weights": "x"}}
         elif source.what in FILE_KINDS:
             value = str(folder / giver.name / source.what)
-        return value if giver.members is None else [value] * giver.members
+        return value if giver.members is None or source.same_member else [value] * giver.members
 
     return resolve
 
 
-def _parse(stage: Stage, tree: Section, files: list[Path]) -> dict[str, Any]:
+def _parse(command: str, tree: Section, files: list[Path]) -> dict[str, Any]:
     from leyden.cli.lightning import run_command
 
     printed = io.StringIO()
     with redirect_stdout(printed):
-        run_command(stage.run, tree, Arguments(print_config=True), files)
+        run_command(command, tree, Arguments(print_config=True), files)
     return yaml.load(printed.getvalue(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
 
 
-def _check_call(stage: Stage, arguments: Section) -> None:
-    from leyden.cli.stage_task import load_function
+def _check_function(stage: Stage, arguments: dict[str, Any]) -> None:
+    from leyden.cli.trainless_stages import load_function
 
     assert stage.function is not None
     try:
-        inspect.signature(load_function(stage.function)).bind(folder=Path(), **arguments)
+        leading = [None, None] if stage.run == "evaluate" else []  # method, data
+        inspect.signature(load_function(stage.function)).bind(*leading, **arguments)
     except TypeError as error:
         raise ConfigError(f"{stage.function}: {error}") from error
 
@@ -227,7 +261,7 @@ def _named_paths(node: Any) -> Iterator[str]:
             yield from _named_paths(item)
 
 
-def _check_kind(stages: Stages, key: str, source: Source, resolved: dict[str, Any]) -> None:
+def _check_kind(key: str, source: Source, resolved: dict[str, Any]) -> None:
     """Arguments that say by their type what kind of file they take get no other."""
     kind = source.what if source.what in FILE_KINDS else "number"
     wanted = _wanted_kinds(key, resolved)
@@ -263,30 +297,36 @@ def _leaves(annotation: Any) -> Iterator[str]:
     yield from getattr(annotation, "__metadata__", ())
 
 
-def _check_metrics(stage: Stage, resolved: dict[str, Any]) -> None:
+def _check_metrics(stage: Stage, resolved: dict[str, Any], command: str, numbers: list[str]) -> None:
     """Metrics of validation and test, where the method and the callbacks log no others than ``make_metrics`` says."""
     from leyden.core import Method
 
     method = _load_class(resolved["model"])
     callbacks = [_load_class(callback) for callback in resolved["trainer"].get("callbacks") or []]
-    numbers = [name for name in stage.gives if name not in FILE_KINDS]
     if not issubclass(method, Method):
         return
     classes = [*method.__mro__[: method.__mro__.index(Method)], *callbacks]
     try:
-        if any(LOGS.search(inspect.getsource(cls)) for cls in classes if not cls.__module__.startswith("lightning.")):
-            return  # it may log anything
+        if any(_may_log(cls) for cls in classes if not cls.__module__.startswith("lightning.")):
+            return
         names = ["loss", *method.make_metrics(method.__new__(method))]
     except (AttributeError, OSError):  # metrics that depend on arguments, no source
         return
     for name in numbers:
         part = name.partition("/")[0]
-        tested = part == "test" and (stage.run == "test" or (stage.run == "fit" and resolved["test_after_fit"]))
-        validated = part == "val" and stage.run in ("fit", "validate")
+        tested = part == "test" and (command == "test" or (command == "fit" and resolved["test_after_fit"]))
+        validated = part == "val" and command in ("fit", "validate")
         known = [f"{part}/{known}" for known in names] if tested or validated else []
         if part in ("val", "test") and name not in known:
             logged = ", ".join(known) or f"no {part} metrics"
-            raise _in_stage(stage, ConfigError(f"it gives {name}, but a {stage.run} of it logs {logged}"))
+            raise ConfigError(f"it gives {name}, but a {stage.run} of it logs {logged}")
+
+
+def _may_log(cls: type) -> bool:
+    """Whether a class logs something that may be a metric of validation or test."""
+    source = inspect.getsource(cls)
+    only_training = "train/" in source and not EVALUATED.search(source)
+    return LOGS.search(source) is not None and not only_training
 
 
 def _load_class(node: dict[str, Any]) -> Any:

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from dataclasses import dataclass, field
-from importlib import import_module
 from multiprocessing import parent_process
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -20,13 +19,19 @@ from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section
 from leyden.cli.lightning import LeydenCLI
 from leyden.cli.stages import FILE_KINDS
+from leyden.cli.trainless_stages import (
+    call_function,
+    combine_checkpoints,
+    curate_dataset,
+    evaluate_checkpoint,
+)
 from leyden.core.batch import Batch
 from leyden.data.written import pack_tensors
 from leyden.plugins.checkpoint_io import AtomicCheckpointIO
 from leyden.plugins.replace_file import replace_file
 from leyden.weights.files import pack_weights
 
-__all__ = ["Outcome", "Task", "follow_parent", "load_function", "run_task", "run_task_quietly"]
+__all__ = ["Outcome", "Task", "follow_parent", "run_task", "run_task_quietly"]
 
 
 @dataclass
@@ -35,8 +40,8 @@ class Task:
 
     Attributes:
         folder: of the stage.
-        command: ``fit``, ``validate``, ``test``, ``predict`` or ``call``.
-        tree: the merged config, or the arguments of the function.
+        command: ``fit``, ``validate``, ``test``, ``predict``, ``combine``, ``curate``, ``evaluate`` or ``call``.
+        tree: the merged config (with the arguments, if it has such), or the arguments of a called function.
         files: the config files that were named.
         gives: names of what it gives.
         function: import path of the function.
@@ -121,20 +126,33 @@ def run_task(task: Task) -> Outcome:
     """
     started = time.monotonic()
     task.folder.mkdir(parents=True, exist_ok=True)
-    if task.function is not None:
-        gives = _call(task)
-        return Outcome(0, gives, seconds=time.monotonic() - started)
-    try:
-        cli = StageCLI(task)
-    except SIGTERMException:
-        return Outcome(128 + signal.SIGTERM)
-    except SystemExit as stop:
-        if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own end after Ctrl-C
-            return Outcome(128 + signal.SIGINT)
-        raise
-    # the log has what was logged before an interruption too
-    metrics = cli.metrics | _logged(task.folder / "metrics.csv") if task.command == "fit" else cli.metrics
-    gives = {name: _give(name, task, cli, metrics) for name in task.gives}
+    best: Path | None = None
+    metrics: dict[str, float] = {}
+    gives: dict[str, Any] = {}
+    match task.command:
+        case "call":
+            gives = call_function(task)
+        case "combine":
+            best, metrics = combine_checkpoints(task)
+        case "curate":
+            gives = {"dataset": curate_dataset(task)}
+        case "evaluate":
+            metrics = evaluate_checkpoint(task)
+        case _:
+            try:
+                cli = StageCLI(task)
+            except SIGTERMException:
+                return Outcome(128 + signal.SIGTERM)
+            except SystemExit as stop:
+                if isinstance(stop.__context__, KeyboardInterrupt):  # Lightning's own end after Ctrl-C
+                    return Outcome(128 + signal.SIGINT)
+                raise
+            best, metrics = cli.best, cli.metrics
+            if task.command == "fit":  # the log has what was logged before an interruption too
+                metrics |= _logged(task.folder / "metrics.csv")
+            if "dataset" in task.gives:
+                gives = {"dataset": _write_predictions(task, cli.predictions)}
+    gives |= {name: _give(name, task, best, metrics) for name in task.gives if name not in gives}
     return Outcome(0, gives, metrics, time.monotonic() - started)
 
 
@@ -154,51 +172,16 @@ def follow_parent() -> None:
     threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def load_function(path: str) -> Any:
-    """Imports a function by its path.
-
-    Raises:
-        ConfigError: there is none.
-    """
-    module, _, name = path.rpartition(".")
-    try:
-        function = getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ConfigError(f"there is no function {path}: {error}") from error
-    if not callable(function):
-        raise ConfigError(f"{path} is no function")
-    return function
-
-
-def _call(task: Task) -> dict[str, Any]:
-    assert task.function is not None
-    returned = load_function(task.function)(folder=task.folder, **task.tree)
-    returned = dict(returned or {})
-    for name in task.gives:
-        if name not in returned:
-            raise ConfigError(f"{task.function} gave no {name!r}, only {', '.join(returned) or 'nothing'}")
-        if name in FILE_KINDS:
-            path = Path(returned[name])
-            if not path.is_file() or not path.is_relative_to(task.folder):
-                raise ConfigError(f"{task.function} gave as {name} {path}, which is no file in {task.folder}")
-            returned[name] = path.relative_to(task.folder).as_posix()
-        else:
-            returned[name] = float(returned[name])
-    return {name: returned[name] for name in task.gives}
-
-
-def _give(name: str, task: Task, cli: StageCLI, metrics: dict[str, float]) -> Any:
-    if name == "dataset":
-        return _write_predictions(task, cli.predictions)
+def _give(name: str, task: Task, best: Path | None, metrics: dict[str, float]) -> Any:
     if name not in FILE_KINDS:
         if name not in metrics:
             raise ConfigError(f"it logged no {name!r}; it logged: {', '.join(sorted(metrics)) or 'nothing'}")
         return metrics[name]
-    if cli.best is None:
+    if best is None:
         raise ConfigError(f"it gives {name}, but saved no checkpoint: keep LastCheckpoint among its callbacks")
     if name == "checkpoint":
-        return cli.best.resolve().relative_to(task.folder.resolve()).as_posix()
-    state = AtomicCheckpointIO().load_checkpoint(cli.best)["state_dict"]
+        return best.resolve().relative_to(task.folder.resolve()).as_posix()
+    state = AtomicCheckpointIO().load_checkpoint(best)["state_dict"]
     prefix = "network."
     weights = {key.removeprefix(prefix): value for key, value in state.items() if key.startswith(prefix)}
     if not weights:

@@ -10,14 +10,17 @@
         set: {trainer.callbacks+: leyden.callbacks.SoftTargets}
         takes: {trainer.callbacks.SoftTargets.teachers: teacher.network}
 
-Keys of a stage: ``run`` (``fit``, ``validate``, ``test``, ``predict`` or ``call``), ``config`` (names as ``-c`` takes
-them), ``set`` (keys as on the command line), ``gives``, ``takes`` (``KEY: STAGE.WHAT``, or ``KEY: round`` or
-``member``), ``members`` (so many, in seeds that follow each other), ``function`` of a call. A stage with ``rounds``,
-``until`` (``STAGE.METRIC > NUMBER``) or both is repeated, and may have ``stages`` inside; there ``before.STAGE.WHAT``
-is what the round before gave (nothing in the first), and ``by_round`` has a list of values per key. Top-level
-``config`` and ``set`` hold for all stages. What a stage gives is a kind of file (``weights``, ``network``,
-``checkpoint``, ``dataset``) or, by any other name, a number, which is a metric unless the stage is a call. An
-evaluation that takes a ``ckpt_path`` and has no ``config`` has that of the stage which gives it.
+Keys of a stage: ``run`` (``fit``, ``validate``, ``test``, ``predict``, ``combine``, ``curate``, ``evaluate`` or
+``call``), ``config`` (names as ``-c`` takes them), ``set`` (keys as on the command line; arguments, where there is no
+config), ``gives``, ``takes`` (``KEY: STAGE.WHAT``, or ``KEY: round`` or ``member``), ``members`` (so many, in seeds
+that follow each other), ``function`` of a call (``function(folder, **arguments)``) or of an ``evaluate``
+(``function(method, data, **arguments)``, which trains nothing). A stage with ``rounds``, ``until`` (``STAGE.METRIC >
+NUMBER``) or both is repeated, and may have ``stages`` inside; there ``before.STAGE.WHAT`` is what the round before
+gave (nothing in the first), and ``by_round`` has a list of values per key. Of a stage with members a list is given, or
+by ``member.STAGE.WHAT`` what the member of the same number gives. Top-level ``config`` and ``set`` hold for all
+stages. What a stage gives is a kind of file (``weights``, ``network``, ``checkpoint``, ``dataset``) or, by any other
+name, a number, which is a metric unless a function returns it. A stage that takes a ``ckpt_path`` (of a ``combine``:
+``ckpts``) and has no ``config`` has that of the stage which gives it.
 """
 
 import operator
@@ -30,7 +33,17 @@ from typing import Any
 
 from leyden.cli.config import ConfigError, Section, config_folder, plain, read_config
 
-__all__ = ["COMPARISONS", "FILE_KINDS", "Loop", "Source", "Stage", "Stages", "read_stages", "stages_name"]
+__all__ = [
+    "COMPARISONS",
+    "FILE_KINDS",
+    "TRAINER_COMMANDS",
+    "Loop",
+    "Source",
+    "Stage",
+    "Stages",
+    "read_stages",
+    "stages_name",
+]
 
 COMPARISONS = {">=": operator.ge, "<=": operator.le, ">": operator.gt, "<": operator.lt}
 FILE_KINDS = ("weights", "network", "checkpoint", "dataset")
@@ -39,8 +52,15 @@ GIVEN_FILES: dict[str, tuple[str, ...]] = {
     "validate": (),
     "test": (),
     "predict": ("dataset",),
+    "combine": ("weights", "network", "checkpoint"),
+    "curate": ("dataset",),
+    "evaluate": (),
     "call": ("weights", "dataset"),
 }
+FUNCTIONS = ("call", "evaluate")  # what has a function
+TRAINER_COMMANDS = ("fit", "validate", "test", "predict")
+# the key by which a stage takes the checkpoints whose config it has, if it names none
+CHECKPOINT_KEYS = dict.fromkeys((*TRAINER_COMMANDS, "evaluate"), "ckpt_path") | {"combine": "ckpts"}
 Setting = tuple[str, Any]
 COUNTERS = ("round", "member")
 STAGE_KEYS = ("run", "config", "set", "gives", "takes", "members", "function", "rounds", "until", "by_round", "stages")
@@ -57,15 +77,18 @@ class Source:
         what: what of it; empty for the numbers.
         before: whether it is of the round before.
         origin: where it was written.
+        same_member: whether it is of the member of the taker's number, and not a list of what all members give.
     """
 
     stage: str
     what: str
     before: bool
     origin: str
+    same_member: bool = False
 
     def __str__(self) -> str:
-        return ("before." if self.before else "") + self.stage + (f".{self.what}" if self.what else "")
+        prefix = "before." * self.before + "member." * self.same_member
+        return prefix + self.stage + (f".{self.what}" if self.what else "")
 
 
 @dataclass
@@ -81,7 +104,7 @@ class Stage:
         gives: names of what it gives.
         takes: sources by key.
         members: number of members; None for a stage that is one.
-        function: import path of the function of a call.
+        function: import path of the function of a call or an evaluation.
         by_round: list of values by key.
     """
 
@@ -95,6 +118,11 @@ class Stage:
     members: int | None
     function: str | None
     by_round: dict[str, list[Any]]
+
+    @property
+    def checkpoints(self) -> Source | None:
+        """Where the checkpoints come from that it evaluates or combines."""
+        return self.takes.get(CHECKPOINT_KEYS.get(self.run, ""))
 
 
 @dataclass
@@ -222,8 +250,8 @@ def _read_stage(name: str, section: Section, origin: str) -> Stage:
     run = section.get("run", "fit")
     if run not in GIVEN_FILES:
         raise ConfigError(f"{section.origin['run']}: run must be one of {', '.join(GIVEN_FILES)}, got {run!r}")
-    if (run == "call") != ("function" in section):
-        raise ConfigError(f"{origin}: {name}: a stage has a function if it is a call, and only then")
+    if (run in FUNCTIONS) != ("function" in section):
+        raise ConfigError(f"{origin}: {name}: a stage has a function if it is a call or an evaluate, and only then")
     takes_section = _section(section, "takes", origin)
     takes = {key: _source(text, takes_section.origin[key]) for key, text in takes_section.items()}
     stage = Stage(
@@ -240,8 +268,10 @@ def _read_stage(name: str, section: Section, origin: str) -> Stage:
     )
     for given in stage.gives:
         if given in FILE_KINDS and given not in GIVEN_FILES[run]:
-            able = ", ".join([*GIVEN_FILES[run], "numbers" if run == "call" else "metrics"])
+            able = ", ".join([*GIVEN_FILES[run], "numbers" if run in FUNCTIONS else "metrics"])
             raise ConfigError(f"{section.origin['gives']}: {name} is a {run}, which gives no {given}, only {able}")
+    if run in ("combine", "evaluate") and stage.checkpoints is None:
+        raise ConfigError(f"{origin}: {name}: a stage that runs {run} takes {CHECKPOINT_KEYS[run]}: STAGE.checkpoint")
     for key in takes:
         if key in dict(stage.set) or key in stage.by_round:
             raise ConfigError(f"{takes_section.origin[key]}: {key} of {name} is set twice")
@@ -300,13 +330,17 @@ def _count(section: Section, key: str) -> int:
 def _source(text: Any, origin: str) -> Source:
     if text in COUNTERS:
         return Source(text, "", False, origin)
-    before, _, rest = ("", "", text) if not str(text).startswith("before.") else str(text).partition(".")
-    stage, _, what = str(rest).partition(".")
+    rest = str(text)
+    before, same_member = (rest.startswith(f"{word}.") for word in ("before", "member"))
+    if before or same_member:
+        _, _, rest = rest.partition(".")
+    stage, _, what = rest.partition(".")
     if not stage or not what:
         raise ConfigError(
-            f"{origin}: {text!r} is nothing to be taken: write STAGE.WHAT, before.STAGE.WHAT, {' or '.join(COUNTERS)}"
+            f"{origin}: {text!r} is nothing to be taken: write STAGE.WHAT, before.STAGE.WHAT, member.STAGE.WHAT, "
+            f"{' or '.join(COUNTERS)}"
         )
-    return Source(stage, what, bool(before), origin)
+    return Source(stage, what, before, origin, same_member)
 
 
 def _condition(text: Any, origin: str) -> tuple[Source, str, float]:
@@ -335,6 +369,8 @@ def _check_references(stages: Stages) -> None:
                 continue
             giver_loop, giver = _giver(stages, source, stage.name)
             later = order.index(giver.name) >= order.index(stage.name)
+            if source.same_member and (stage.members is None or stage.members != giver.members):
+                raise ConfigError(f"{source.origin}: {source}: {stage.name} and {giver.name} have not as many members")
             if source.before and (giver_loop is not loop or not loop.repeats):
                 raise ConfigError(f"{source.origin}: {source}: {stage.name} and {giver.name} have no rounds in common")
             if later and not source.before:
@@ -345,8 +381,11 @@ def _check_references(stages: Stages) -> None:
                     f"; of the round before it would be before.{source}" if giver_loop is loop and loop.repeats else ""
                 )
                 raise ConfigError(f"{source.origin}: {stage.name} takes {source} from {what}{why}{hint}")
-            if key == "ckpt_path" and source.what != "checkpoint":
-                raise ConfigError(f"{source.origin}: ckpt_path takes a checkpoint, {source} is none")
+            takes_checkpoint = key == CHECKPOINT_KEYS.get(stage.run) or (stage.run == "combine" and key == "base")
+            if takes_checkpoint and source.what != "checkpoint":
+                raise ConfigError(f"{source.origin}: {key} takes a checkpoint, {source} is none")
+            if stage.run == "combine" and key == "ckpts" and (giver.members is None or source.same_member):
+                raise ConfigError(f"{source.origin}: {stage.name} combines members, which {giver.name} has none of")
     for loop in stages.loops:
         if loop.until is None:
             continue
