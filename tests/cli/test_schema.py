@@ -52,6 +52,7 @@ BAD = """
 {trainer: {max_epoch: 3}}
 {trainer: {precision: 17}}
 {max_epochs: 3}
+{data: {init_args: {batch_size: 6.5}}}
 {model: leyden.callbacks.EMA}
 {model: {init_args: {network: {class_path: leyden.models.MLP, init_args: {x: 1}}}}}
 {data: {class_path: leyden.data.Digits, init_args: {batch_size: 6.5}}}

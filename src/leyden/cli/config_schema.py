@@ -34,6 +34,7 @@ def config_schema() -> Schema:
     """Makes the schema of config files, and of stages files, which have ``stages``; sweep files are let pass."""
     builder = _Builder()
     config = builder.config()
+    builder.fill_in_partial()
     return {
         "$schema": "http://json-schema.org/draft-07/schema#",
         "title": "Config of Leyden",
@@ -48,6 +49,7 @@ class _Builder:
     def __init__(self) -> None:
         self.definitions: dict[str, Schema] = {}
         self._components = _public_components()
+        self._partial: list[tuple[Schema, list[str]]] = []
 
     def config(self) -> Schema:
         """A config file."""
@@ -169,8 +171,24 @@ class _Builder:
                 "dict_kwargs": {"type": "object"},
             },
             "additionalProperties": False,
-            "allOf": [*cases, {}],
+            "allOf": [*cases, {"if": {"not": {"required": ["class_path"]}}, "then": self._some_arguments(found)}],
         }
+
+    def _some_arguments(self, found: dict[str, Any]) -> Schema:
+        """Arguments for the class that a file below this one names: those of any."""
+        properties: Schema = {}
+        self._partial.append((properties, [self.arguments(component)["$ref"] for component in found.values()]))
+        return {"properties": {"init_args": {"properties": properties}}}
+
+    def fill_in_partial(self) -> None:
+        """Writes what waited until the arguments of all classes were known."""
+        for properties, references in self._partial:
+            choices: dict[str, list[Schema]] = {}
+            for reference in references:
+                for name, schema in self.definitions[reference.removeprefix("#/definitions/")]["properties"].items():
+                    choices.setdefault(name, []).append(schema)
+            for name, schemas in choices.items():
+                properties[name] = {"anyOf": _unique(schemas)}
 
     def _candidates(self, base: type) -> dict[str, Any]:
         return {path: part for path, part in self._components.items() if _makes(part, base)}
