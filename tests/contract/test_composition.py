@@ -49,18 +49,23 @@ class Use:
 USES = {
     "AttentionMonitor": Use(observes=True),
     "AuxiliaryZLoss": Use({"weight": 0.1}),
+    "DynamicFixedPoint": Use({"bits": 4}),
     "EMA": Use({"decay": 0.9}, observes=True),
     "EarlyLearningRegularization": Use(),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
     "GradNormRecorder": Use(observes=True),
     "MESA": Use({"decay": 0.5, "start_epoch": 0}),
     "NMSparsity": Use({"n": 1}),
+    "OneShotPruning": Use(observes=True),  # prunes when the last checkpoint is written
+    "ProgressiveNM": Use({"n": 1}),
     "SAF": Use({"delay": 1, "start_epoch": 0}),
     "SigmaReparametrization": Use(),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
 }
 # pairs that exclude each other by their maths: what the second says of the first
-EXCLUSIVE: dict[tuple[str, str], str] = {}
+EXCLUSIVE: dict[tuple[str, str], str] = {
+    ("NMSparsity", "ProgressiveNM"): "would both choose which weights of block.attention.q_proj are kept",
+}
 
 
 def families() -> dict[str, list[str]]:

@@ -15,7 +15,7 @@ from leyden.cli import main
 DIFFERENT: dict[str, str] = dict.fromkeys(
     ("optimization/adaptive_obgd", "optimization/obgd", "optimization/random_walk"),
     "one stream of transitions, one at a time",
-)
+) | {"optimization/dfp16": "the exponent is that of the largest number in a process's share of the batch"}
 
 
 def fit(folder: Path, arguments: list[str]) -> dict[str, torch.Tensor]:

@@ -1,4 +1,6 @@
 from .attention_monitor import AttentionMonitor as AttentionMonitor
+from .dsnot import DSnoT as DSnoT
+from .dynamic_fixed_point import DynamicFixedPoint as DynamicFixedPoint
 from .elr import EarlyLearningRegularization as EarlyLearningRegularization
 from .ema import EMA as EMA
 from .exact_resume import ExactResume as ExactResume

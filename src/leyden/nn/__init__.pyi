@@ -1,3 +1,10 @@
+from .dfp import DFPConv2d as DFPConv2d
+from .dfp import DFPLinear as DFPLinear
+from .dfp import convert_to_dfp as convert_to_dfp
+from .dfp import dfp_dequantize as dfp_dequantize
+from .dfp import dfp_downconvert as dfp_downconvert
+from .dfp import dfp_matmul as dfp_matmul
+from .dfp import dfp_quantize as dfp_quantize
 from .ema_teacher import EMATeacher as EMATeacher
 from .ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
 from .ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
