@@ -50,6 +50,7 @@ USES = {
     "AttentionMonitor": Use(observes=True),
     "AuxiliaryZLoss": Use({"weight": 0.1}),
     "DynamicFixedPoint": Use({"bits": 4}),
+    "DSnoT": Use(observes=True),  # prunes when the last checkpoint is written
     "EMA": Use({"decay": 0.9}, observes=True),
     "EarlyLearningRegularization": Use(),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),

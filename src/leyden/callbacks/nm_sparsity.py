@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize
 
+from leyden.callbacks._masks import register_masks
 from leyden.core import Batch, Method, MethodCallback, Outputs, Terms
 from leyden.nn import SRSTE, prunable_layers, stored_weight
 
@@ -42,11 +42,16 @@ class NMSparsity(MethodCallback):
         self._layers: list[nn.Module] = []
 
     def build(self, method: Method) -> None:
-        """Makes the layers sparse."""
-        self._layers = list(prunable_layers(method.network, skip=self.skip, m=self.m).values())
-        for layer in self._layers:
-            # the pull is a term of the loss
-            parametrize.register_parametrization(layer, "weight", SRSTE(self.n, self.m, decay=0.0))
+        """Makes the layers sparse.
+
+        Raises:
+            MisconfigurationException: another callback masks a layer.
+            ValueError: there is no layer for it.
+        """
+        layers = prunable_layers(method.network, skip=self.skip, m=self.m)
+        self._layers = list(layers.values())
+        # without decay: the pull is a term of the loss
+        register_masks(layers, {name: SRSTE(self.n, self.m, decay=0.0) for name in layers})
 
     def loss_terms(self, method: Method, batch: Batch, outputs: Outputs, terms: Terms) -> Terms:
         """Adds ``sr_ste``."""

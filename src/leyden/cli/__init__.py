@@ -24,6 +24,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "sparsity-curve": ("leyden.cli.sparsity_curve:sparsity_curve", "evaluate a checkpoint with ever fewer weights"),
     "check": ("leyden.cli.check:check", "say what is wrong with config files, without training"),
     "schema": ("leyden.cli.schema:schema", "write a JSON Schema of config files, for editors"),
+    "new": ("leyden.cli.new:new", "write a part of your own, with its test and its experiment"),
+    "rename": ("leyden.cli.rename:rename", "make this clone your own template, under another name"),
     "papers": ("leyden.cli.catalog:papers", "list or search the papers of the catalog"),
     "show": ("leyden.cli.catalog:show", "show a paper: its parts, its experiment, and what it gave"),
     "results": ("leyden.cli.catalog:results", "write docs/results.md from the recorded evidence"),

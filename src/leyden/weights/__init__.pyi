@@ -7,6 +7,8 @@ from .combine import select_greedy as select_greedy
 from .dare import dare as dare
 from .darex import darex_q as darex_q
 from .darex import search_rescale as search_rescale
+from .dsnot import dsnot_mask as dsnot_mask
+from .dsnot import wanda_mask as wanda_mask
 from .ema import ema_decay as ema_decay
 from .ema import ema_exponent_to_std as ema_exponent_to_std
 from .ema import ema_std_to_exponent as ema_std_to_exponent
