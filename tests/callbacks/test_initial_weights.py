@@ -1,7 +1,10 @@
 """Files of weights: written, loaded, handed to a fit, and refused where they do not fit."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from lightning.pytorch import Trainer
 
 from leyden.callbacks import InitialWeights
 from leyden.methods import Classification
@@ -53,6 +56,33 @@ def test_a_head_grows(source):
     torch.testing.assert_close(method.network(x)[:, :3], network(x))
 
 
+def test_a_head_grows_to_the_file_and_the_data(source, tmp_path):
+    network, path = source
+    smaller = Classification(mlp(num_outputs=2))  # of the first round
+    InitialWeights(path, grow_head=True).build(smaller)
+    assert_same(smaller.network, network)
+    method = Classification(mlp(num_outputs=2))
+    trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False)
+    trainer.datamodule = SimpleNamespace(num_classes=7)
+    method._trainer = trainer
+    InitialWeights(path, grow_head=True).build(method)
+    assert method.network.head.out_features == 7
+    assert torch.equal(method.network.head.weight[:3], network.head.weight)
+    first = Classification(mlp(num_outputs=2))
+    first._trainer = trainer
+    rows = first.network.head.weight.clone()
+    InitialWeights(None, grow_head=True).build(first)
+    assert first.network.head.out_features == 7
+    assert torch.equal(first.network.head.weight[:2], rows)
+
+
+def test_a_head_that_is_not_linear_does_not_grow():
+    method = Classification(mlp())
+    method.network.head = torch.nn.Sequential(method.network.head)
+    with pytest.raises(ValueError, match="head is an nn.Linear, got a Sequential"):
+        InitialWeights(None, grow_head=True).build(method)
+
+
 def test_tied_weights(tmp_path):
     module = torch.nn.Linear(2, 2, bias=False)
     (tmp_path / "tied").write_bytes(pack_weights({"a": module.weight, "b": module.weight}))
@@ -70,7 +100,7 @@ def test_refused(source, tmp_path):
     ):
         pretrained(mlp(num_outputs=5), path)
     with pytest.raises(ValueError, match=r"has shape \(3, 4\) in the file and \(2, 4\)"):
-        InitialWeights(path, grow_head=True).build(Classification(mlp(num_outputs=2)))
+        InitialWeights(path).build(Classification(mlp(num_outputs=2)))
     with pytest.raises(ValueError, match=r"'body.*has shape \(4, 2\) in the file and \(5, 2\)"):
         InitialWeights(path, grow_head=True).build(Classification(mlp(hidden=5)))
     with pytest.raises(ValueError, match="do not fit the Linear: the file has no 'weight'"):

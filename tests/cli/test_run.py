@@ -236,19 +236,28 @@ set:
   data: {class_path: leyden.data.DigitTasks}
   model.network: {class_path: leyden.models.MLP, init_args: {in_features: 64, num_outputs: 2, hidden: [4]}}
 stages:
-  learn:
-    rounds: 2
-    set: {trainer.callbacks+: {class_path: leyden.callbacks.InitialWeights, init_args: {grow_head: true}}}
-    by_round: {model.network.num_outputs: [2, 4]}
-    takes: {data.task: round, trainer.callbacks.InitialWeights.weights: before.learn.weights}
-    gives: [weights]
+  stream:
+    rounds: 3
+    stages:
+      learn:
+        set: {trainer.callbacks+: {class_path: leyden.callbacks.InitialWeights, init_args: {grow_head: true}}}
+        takes: {data.task: round, trainer.callbacks.InitialWeights.weights: before.learn.weights}
+        gives: [weights, checkpoint]
+      evaluate:
+        run: evaluate
+        function: leyden.analysis.domain_accuracy
+        takes: {ckpt_path: learn.checkpoint}
+        gives: [accuracy/mean]
 """
     assert start(text) == 0
     heads = [
-        safetensors.torch.load_file(f"logs/some/a/learn/round-{number}/weights.safetensors")["head.bias"]
-        for number in range(2)
+        safetensors.torch.load_file(f"logs/some/a/stream/round-{number}/learn/weights.safetensors")["head.bias"]
+        for number in range(3)
     ]
-    assert [len(head) for head in heads] == [2, 4]
+    assert [len(head) for head in heads] == [2, 4, 6]
+    last = records()["stream/round-2/evaluate"]
+    assert last["metrics"].keys() == {"accuracy/0", "accuracy/1", "accuracy/2", "accuracy/mean"}
+    assert last["gives"]["accuracy/mean"] == pytest.approx(sum(last["metrics"][f"accuracy/{t}"] for t in range(3)) / 3)
 
 
 def test_one_process_at_a_time(ran, capsys):

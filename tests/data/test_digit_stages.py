@@ -10,7 +10,7 @@ from leyden.weights import pack_weights
 def test_tasks_share_out_the_digits():
     whole = Digits()
     for split in ("train", "val", "test"):
-        parts = [DigitTasks(task).dataset(split).tensors["target"] for task in range(5)]
+        parts = [DigitTasks(task, test_task=task).dataset(split).tensors["target"] for task in range(5)]
         assert [part.unique().tolist() for part in parts] == [[0, 1], [2, 3], [4, 5], [6, 7], [8, 9]]
         assert sum(map(len, parts)) == len(whole.dataset(split))
     mixed = DigitTasks(1, num_tasks=2, test_task=0)
@@ -18,6 +18,9 @@ def test_tasks_share_out_the_digits():
     assert mixed.dataset("test").tensors["target"].unique().tolist() == [0, 1, 2, 3, 4]
     assert [DigitTasks(task).num_classes for task in range(5)] == [2, 4, 6, 8, 10]
     assert mixed.num_classes == 10
+    so_far = DigitTasks(2).dataset("test").tensors
+    assert so_far["target"].unique().tolist() == [0, 1, 2, 3, 4, 5]
+    assert torch.equal(so_far["domain"], so_far["target"] // 2)
 
 
 def test_pseudo_labels(tmp_path):

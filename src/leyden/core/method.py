@@ -20,6 +20,7 @@ from leyden.core.callback import MethodCallback
 from leyden.core.meter import NonFiniteLossError, TermMeter
 from leyden.core.network import Network, Outputs
 from leyden.core.param_groups import make_optimizer
+from leyden.core.surgery import replace_module
 from leyden.core.taps import FeatureTaps
 
 __all__ = ["Method", "OptimizerCallable", "SchedulerCallable"]
@@ -141,6 +142,30 @@ class Method(LightningModule, ABC):
         if save:
             self._saved_frozen.add(name)
         return module
+
+    def replace(self, name: str, module: nn.Module) -> nn.Module:
+        """Puts a module in the place of another between two fits: a head with outputs for new classes.
+
+        To be called in ``build`` of a callback (which a resumed run calls again, so that its checkpoint fits), or when
+        no fit runs: the optimizers of a running one would go on with the old parameters. The new module gets device,
+        dtype and mode of the old one; it keeps its own weights.
+
+        Args:
+            name: dotted, such as ``network.head``; all other places of the same module are replaced too.
+            module: the new module.
+
+        Raises:
+            ValueError: there is no module of this name.
+            MisconfigurationException: a fit is running.
+        """
+        trainer = self._trainer
+        running = trainer is not None and trainer.state.fn == "fit" and trainer.state.status == "running"
+        if running and self._current_fx_name not in ("setup", "configure_model"):
+            raise MisconfigurationException(
+                f"{name} cannot be replaced during a fit, whose optimizers hold its parameters: replace it in build of "
+                "a MethodCallback, or between two fits"
+            )
+        return replace_module(self, self.taps, name, module)
 
     @property
     def datamodule(self) -> LightningDataModule | None:

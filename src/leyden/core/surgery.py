@@ -1,10 +1,38 @@
 """Replacing layers of a finished network."""
 
 from collections.abc import Callable
+from difflib import get_close_matches
 
 from torch import nn
 
+from leyden.core.taps import FeatureTaps
+
 __all__ = ["replace_modules"]
+
+
+def replace_module(root: nn.Module, taps: FeatureTaps, name: str, module: nn.Module) -> nn.Module:
+    """Puts a module in all places of the one of a name; see `Method.replace`.
+
+    Args:
+        root: holds the old module.
+        taps: of the root; they are made anew.
+        name: dotted.
+        module: gets device, dtype and mode of the old one.
+
+    Raises:
+        ValueError: there is no module of this name.
+    """
+    modules = dict(root.named_modules())
+    if not name or name not in modules:
+        near = get_close_matches(name, modules, n=3) or list(modules)[1:6]
+        raise ValueError(f"there is no module {name!r} in {type(root).__name__}; near it: {', '.join(near)}")
+    old = modules[name]
+    taps.renew()
+    for parent in modules.values():
+        for key, child in parent._modules.items():
+            if child is old:
+                parent._modules[key] = module
+    return _placed_like(module, old)
 
 
 def replace_modules(
@@ -63,10 +91,15 @@ def _walk(
 def _like(new: nn.Module, old: nn.Module) -> nn.Module:
     if new is old:
         return new
-    example = next(iter([*old.parameters(), *old.buffers()]), None)
-    if example is not None:
-        new.to(device=example.device, dtype=example.dtype if example.is_floating_point() else None)
+    _placed_like(new, old)
     here = new.state_dict()
     kept = {k: v for k, v in old.state_dict().items() if k in here and here[k].shape == v.shape}
     new.load_state_dict(kept, strict=False)
+    return new
+
+
+def _placed_like(new: nn.Module, old: nn.Module) -> nn.Module:
+    example = next(iter([*old.parameters(), *old.buffers()]), None)
+    if example is not None:
+        new.to(device=example.device, dtype=example.dtype if example.is_floating_point() else None)
     return new.train(old.training)

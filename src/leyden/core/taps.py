@@ -49,10 +49,15 @@ class FeatureTaps:
 
     def remove(self) -> None:
         """Takes all hooks away."""
-        for handle in self._handles.values():
+        self.renew()
+        self._handles.clear()
+
+    def renew(self) -> None:
+        """Looks all names up again at the next `collect`: layers were replaced."""
+        for name, handle in self._handles.items():
             if handle is not None:
                 handle.remove()
-        self._handles.clear()
+            self._handles[name] = None
 
     @contextmanager
     def collect(self) -> Iterator[dict[str, Tensor]]:

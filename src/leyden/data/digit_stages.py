@@ -15,12 +15,12 @@ __all__ = ["DigitTasks", "PseudoLabeledDigits"]
 class DigitTasks(Digits):
     """Ten digits in tasks of classes: 0 and 1, then 2 and 3, and so on.
 
-    Trains and validates on one task. Tests on it too; ``test_task`` chooses another one.
+    Trains and validates on one task; tests on it and all tasks before it. A sample's ``domain`` is its task.
 
     Args:
         task: number of the task, from 0.
         num_tasks: 1, 2, 5 or 10.
-        test_task: task of the test data; ``task`` if None.
+        test_task: the only task of the test data; None tests on all so far.
         **kwargs: as in `Digits`.
 
     Raises:
@@ -32,19 +32,23 @@ class DigitTasks(Digits):
         if num_tasks not in (1, 2, 5, 10):
             raise ValueError(f"num_tasks must be 1, 2, 5 or 10, got {num_tasks}")
         self.size = 10 // num_tasks
-        self.task, self.test_task = task, task if test_task is None else test_task
-        for name in ("task", "test_task"):
-            if not 0 <= getattr(self, name) < num_tasks:
-                raise ValueError(f"{name} must lie in 0..{num_tasks - 1}, got {getattr(self, name)}")
-        self.num_classes = self.size * (max(self.task, self.test_task) + 1)  # those that a network must know
+        self.task, self.test_task = task, test_task
+        for name, value in {"task": task, "test_task": task if test_task is None else test_task}.items():
+            if not 0 <= value < num_tasks:
+                raise ValueError(f"{name} must lie in 0..{num_tasks - 1}, got {value}")
+        self.num_classes = self.size * (max(task, test_task or 0) + 1)  # those that a network must know
 
     def datasets(self) -> dict[str, Dataset]:
         """Returns the samples of the tasks."""
         parts = {}
         for name, dataset in super().datasets().items():
             tensors = cast(TensorDictDataset, dataset).tensors
-            task = self.test_task if name == "test" else self.task
-            rows = tensors["target"] // self.size == task
+            tensors = tensors | {"domain": tensors["target"] // self.size}
+            if name == "test":
+                one = self.test_task
+                rows = tensors["domain"] <= self.task if one is None else tensors["domain"] == one
+            else:
+                rows = tensors["domain"] == self.task
             parts[name] = TensorDictDataset({key: tensor[rows] for key, tensor in tensors.items()})
         return cast(dict[str, Dataset], parts)
 
