@@ -81,7 +81,7 @@ def test_in_build_it_resumes_exactly(tmp_path):
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, resumed.state_dict()[name]), name
     with pytest.raises(MisconfigurationException, match="does not fit the model: 'network.head.weight' has shape"):
-        trainer(tmp_path, UsualHead(), kept()).fit(method(), datamodule=data(), ckpt_path=path, weights_only=True)
+        trainer(tmp_path, UsualHead(), kept()).fit(method(12), datamodule=data(), ckpt_path=path, weights_only=True)
 
 
 @pytest.mark.parametrize("hook", ["on_fit_start", "on_train_start", "on_train_batch_start", "on_train_epoch_end"])
