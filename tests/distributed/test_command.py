@@ -17,7 +17,13 @@ def test_fit_under_torchrun(quick_fit, tmp_path):
     )
     assert done.returncode == 0, done.stderr
     (run,) = (tmp_path / "logs" / "default").iterdir()  # the processes agreed on a name
-    assert sorted(path.name for path in run.iterdir()) == ["checkpoints", "config.yaml", "metrics.csv"]
+    assert sorted(path.name for path in run.iterdir()) == [
+        "checkpoints",
+        "config.yaml",
+        "metrics.csv",
+        "record",
+        "report.html",
+    ]
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
     assert checkpoint["global_step"] == 4
     assert len(checkpoint["random_states"]) == 2

@@ -17,6 +17,7 @@ from leyden.core.distributed import rank, world_size
 __all__ = ["TestRecord"]
 
 MAX_MATRIX = 100  # classes; of more only the most confused pairs are kept
+MAX_READABLE = 32  # classes; of more these pairs are kept too
 MAX_CONFUSED = 30
 MAX_POINTS = 3_000
 MAX_OUTPUTS = 4  # real numbers per sample
@@ -161,13 +162,17 @@ class TestRecord:
         num_classes = round(len(counts) ** 0.5)
         names = self._class_names(num_classes)
         matrix = counts.view(num_classes, num_classes)
+        content: dict[str, Any] = {}
         if num_classes <= MAX_MATRIX:
-            return {"confusion": matrix.tolist(), "class_names": names[:num_classes]}
-        wrong = (matrix - matrix.diag().diag()).flatten()
-        most = wrong.argsort(descending=True, stable=True)[:MAX_CONFUSED]
-        pairs = [(int(place) // num_classes, int(place) % num_classes, int(wrong[place])) for place in most]
-        confused = [{"target": names[t], "prediction": names[p], "count": n} for t, p, n in pairs if n]
-        return {"confused_pairs": confused}
+            content = {"confusion": matrix.tolist(), "class_names": names[:num_classes]}
+        if num_classes > MAX_READABLE:
+            wrong = (matrix - matrix.diag().diag()).flatten()
+            most = wrong.argsort(descending=True, stable=True)[:MAX_CONFUSED]
+            pairs = [(int(place) // num_classes, int(place) % num_classes, int(wrong[place])) for place in most]
+            content["confused_pairs"] = [
+                {"target": names[t], "prediction": names[p], "count": n} for t, p, n in pairs if n
+            ]
+        return content
 
     def _sample(self, row: dict[str, Tensor]) -> dict[str, Any]:
         """One of the worst samples, as it is written."""

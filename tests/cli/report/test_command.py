@@ -252,7 +252,12 @@ def test_pages_of_long_runs_are_small():
         {"step": step, **{f"train/term{n}": math.sin(step * n) for n in range(12)}, "train/loss": 2 + math.cos(step)}
         for step in range(6_000)
     ]
-    runs = [write_run(f"run{number}", rows=rows) for number in range(3)]
+    confusion = {
+        "num_samples": 10_000,
+        "confusion": [[1] * 100] * 100,
+        "class_names": [f"class {n}" for n in range(100)],
+    }
+    runs = [write_run(f"run{number}", rows=rows, test=confusion) for number in range(3)]
     read_report(*runs)
     assert os.path.getsize("page.html") < 2_000_000
     read_report(runs[0])

@@ -58,18 +58,24 @@ def test_values_that_are_not_finite_leave_a_gap():
     assert [len(line) for line in polylines(chart([Line("a", points, 0)]))] == [2, 2]
 
 
-def test_thinning_keeps_ends_and_peaks():
+def test_of_many_points_means_and_ranges_are_kept():
     points = [(float(x), math.sin(x / 50)) for x in range(100_000)]
     points[33_333] = (33_333.0, 9.0)
     points[77_777] = (77_777.0, -9.0)
     points[50_000] = (50_000.0, math.nan)
-    kept = thin_out(points, 400)
-    assert len(kept) <= 400
-    assert kept == sorted(kept)
-    assert kept[0] == points[0]
-    assert kept[-1] == points[-1]
-    assert {points[33_333], points[77_777]} <= set(kept)
-    assert thin_out(points[:400], 400) == points[:400]
+    means, band = thin_out(points, 400)  # stretches of 250
+    assert len(means) == len(band) == 400
+    assert [x for x, _ in means] == sorted(x for x, _ in means)
+    assert (means[0][0], means[-1][0]) == (0.0, 99_999.0)
+    assert means[1][1] == pytest.approx(sum(value for _, value in points[250:500]) / 250)
+    assert (min(low for _, low, _ in band), max(high for _, _, high in band)) == (-9.0, 9.0)
+    assert thin_out(points[:400], 400) == (points[:400], [])
+
+
+def test_the_scale_holds_the_range():
+    html = chart([Line("a", [(0.0, 1.0), (10.0, 1.0)], 0, band=[(0.0, 0.0, 2.0), (10.0, -3.0, 2.0)])])
+    heights = [float(place.split(",")[1]) for place in re.search(r'<polygon [^>]*points="([^"]*)"', html)[1].split()]
+    assert 0 < min(heights) < max(heights) < 250
 
 
 def test_a_batch_size_holds_until_the_next():
@@ -91,6 +97,7 @@ def test_names_are_escaped_and_the_drawing_is_xml():
 def test_a_matrix_has_its_counts_and_says_which_is_which():
     html = matrix_chart([[5, 0], [2, 3]], ["cat", "dog"], label="a")
     assert texts(html)[:3] == ["5", "2", "3"]  # zeros are left out
+    assert html.count("<rect") == 1 + 3
     assert "dog taken for cat: 2 of 5 (40.0%)" in html
     assert {"predicted class", "true class"} <= set(texts(html))
 

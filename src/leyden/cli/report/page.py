@@ -152,7 +152,11 @@ def _numbers_table(runs: Sequence[SavedRun]) -> str:
 
 
 def _missing(runs: Sequence[SavedRun]) -> str:
-    lines = [line if len(runs) == 1 else f"{run.name}: {line}" for run in runs for line in run.missing]
+    whose: dict[str, list[str]] = {}
+    for run in runs:
+        for line in run.missing:
+            whose.setdefault(line, []).append(run.name)
+    lines = [line if len(runs) == 1 else f"{line} ({', '.join(names)})" for line, names in whose.items()]
     items = "".join(f"<li>{escape(line)}</li>" for line in lines)
     return f'<h2>What is missing</h2><ul class="warn">{items}</ul>' if lines else ""
 
@@ -250,14 +254,16 @@ def _chart(
     runs: Sequence[SavedRun],
     x_range: tuple[float, float],
 ) -> str:
-    limit = max(100, min(1000, POINTS // (NUM_CHARTS * len(runs))))
-    lines = [
-        Line(name, thin_out(curve, limit), number, faint, steps=plan.steps)
-        for number, (name, curve, faint) in enumerate(curves)
-        if any(math.isfinite(value) for _, value in curve)
-    ]
+    limit = max(100, min(500, POINTS // (NUM_CHARTS * len(runs))))
+    lines = []
+    for number, (name, curve, faint) in enumerate(curves):
+        if any(math.isfinite(value) for _, value in curve):
+            points, band = thin_out(curve, limit)
+            lines.append(Line(name, points, number, faint, steps=plan.steps, band=band))
     bad = sum(not math.isfinite(value) for _, curve, _ in curves for _, value in curve)
     notes = [f"{len(runs)} run" + ("s" if len(runs) > 1 else "")]
+    if any(line.band for line in lines):
+        notes.append("of many points the mean and the range")
     if bad:
         notes.append(f"{bad} values are not finite and not drawn")
     if absent := [name for name, curve, _ in curves if not curve]:

@@ -12,6 +12,7 @@ Points = list[tuple[float, float]]
 NUM_COLOURS = 7  # --c0 .. --c6 in style.css
 DASHES = ("", "6 3", "2 3", "8 3 2 3")  # colour alone does not tell lines apart
 WIDTH, HEIGHT = 420, 250  # in units that are about as large as pixels: texts stay readable on a phone
+MAX_CELLS = 32  # classes whose squares say what they are
 LEFT, RIGHT, TOP, BOTTOM = 54, 10, 10, 40
 
 
@@ -22,6 +23,7 @@ class Line:
     Attributes:
         name: for the legend.
         points: x, ascending, and y; values that are not finite leave a gap.
+        band: x, least and greatest value of what a point stands for; drawn behind the line.
         colour: which of the colours, and dashes where there are more lines than colours.
         faint: whether it stands behind the others.
         steps: whether a value holds until the next.
@@ -32,20 +34,28 @@ class Line:
     colour: int
     faint: bool = False
     steps: bool = False
+    band: Sequence[tuple[float, float, float]] = ()
 
 
-def thin_out(points: Points, limit: int) -> Points:
-    """At most ``limit`` points (and 4 at least): least and greatest of each stretch, so that no peak is lost."""
+def thin_out(points: Points, limit: int) -> tuple[Points, list[tuple[float, float, float]]]:
+    """Means over stretches, if there are more points than ``limit``, and least and greatest value of each.
+
+    Returns:
+        At most ``limit`` points, and x, least and greatest value of their stretches; no stretches for few points.
+    """
     if len(points) <= limit:
-        return points
-    stretches = max(1, limit // 2 - 1)
-    kept: Points = [points[0]]
-    for number in range(stretches):
-        part = points[number * len(points) // stretches : (number + 1) * len(points) // stretches]
-        finite = [point for point in part if math.isfinite(point[1])] or part[:1]
-        low, high = min(finite, key=lambda point: point[1]), max(finite, key=lambda point: point[1])
-        kept += sorted({low, high})
-    return [*kept, points[-1]]
+        return points, []
+    means, band = [], []
+    for number in range(limit):
+        part = points[number * len(points) // limit : (number + 1) * len(points) // limit]
+        values = [value for _, value in part if math.isfinite(value)]
+        if not values:
+            means.append((part[0][0], math.nan))
+            continue
+        x = points[0][0] if number == 0 else points[-1][0] if number == limit - 1 else part[len(part) // 2][0]
+        means.append((x, sum(values) / len(values)))
+        band.append((x, min(values), max(values)))
+    return means, band
 
 
 def line_chart(
@@ -62,11 +72,17 @@ def line_chart(
         log: whether the vertical scale may be logarithmic: it is where positive values span much.
     """
     finite = [y for line in lines for _, y in line.points if math.isfinite(y)]
+    finite += [y for line in lines for _, *ends in line.band for y in ends]
     low, high = min(finite), max(finite)
     log = log and low > 0 and high / low > 50
     x_axis = _Axis(*x_range, LEFT, WIDTH - RIGHT)
     y_axis = _Axis(low, high, HEIGHT - BOTTOM, TOP, log=log, padded=True)
     drawn = []
+    for line in lines:
+        if line.band:
+            edge = [(x, top) for x, _, top in line.band] + [(x, bottom) for x, bottom, _ in reversed(line.band)]
+            places = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in edge)
+            drawn.append(f'<polygon class="band" style="fill:var(--c{line.colour % NUM_COLOURS})" points="{places}"/>')
     for line in sorted(lines, key=lambda line: not line.faint):
         dash = DASHES[line.colour // NUM_COLOURS % len(DASHES)]
         style = f'class="line{" faint" if line.faint else ""}" style="stroke:var(--c{line.colour % NUM_COLOURS})"'
@@ -132,43 +148,54 @@ def matrix_chart(counts: Sequence[Sequence[int]], names: Sequence[str], *, label
     margin = 26 + min(longest, 12) * 6.2
     cell = (WIDTH - margin - 4) / num_classes
     font = min(12.0, cell * 0.42)
-    parts = []
+    size = cell * num_classes
+    parts = [f'<rect class="cell" x="{margin:.1f}" y="{margin:.1f}" width="{size:.1f}" height="{size:.1f}"/>']
+    shades: dict[str, list[str]] = {}  # of many classes: squares of a shade are one path, or the page becomes large
     for row, line in enumerate(counts):
-        total = sum(line) or 1
+        total = sum(line)
         for column, count in enumerate(line):
+            if not count:
+                continue
             x, y = margin + column * cell, margin + row * cell
-            share = count / total
-            colour = "var(--c0)" if row == column else "var(--c1)"
-            opacity = 0.1 + 0.9 * share if count else 0.0
-            title = f"{names[row]} taken for {names[column]}: {count} of {sum(line)} ({share:.1%})"
+            opacity = 0.15 + 0.85 * count / total
+            fill = f"fill:var(--c{int(row != column)});fill-opacity:{opacity:.1f}"
+            if num_classes > MAX_CELLS:
+                shades.setdefault(fill, []).append(f"M{x:.1f} {y:.1f}h{cell:.1f}v{cell:.1f}h-{cell:.1f}z")
+                continue
+            title = f"{names[row]} taken for {names[column]}: {count} of {total} ({count / total:.1%})"
             parts.append(
-                f'<rect class="cell" x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}">'
-                f'<title>{escape(title)}</title></rect><rect class="fill" x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" '
-                f'height="{cell:.1f}" style="fill:{colour};fill-opacity:{opacity:.2f}"/>'
+                f'<rect class="fill" x="{x:.1f}" y="{y:.1f}" width="{cell:.1f}" height="{cell:.1f}" style="{fill}">'
+                f"<title>{escape(title)}</title></rect>"
             )
-            if count and num_classes <= 20:
+            if num_classes <= 20:
                 strong = " strong" if opacity > 0.5 else ""
                 parts.append(
                     f'<text class="count{strong}" x="{x + cell / 2:.1f}" y="{y + cell / 2 + font * 0.36:.1f}" '
                     f'font-size="{font:.1f}" text-anchor="middle">{count}</text>'
                 )
+    parts += [f'<path style="{fill}" d="{"".join(squares)}"/>' for fill, squares in shades.items()]
+    for number in range(1, num_classes if num_classes <= 20 else 0):
+        place = margin + number * cell
+        parts.append(
+            f'<path class="grid" d="M{margin:.1f} {place:.1f}h{size:.1f}M{place:.1f} {margin:.1f}v{size:.1f}"/>'
+        )
     every = math.ceil(num_classes / 32)  # names that would not fit are left out
     for number, name in enumerate(shown):
         if number % every:
             continue
         middle = margin + (number + 0.5) * cell
-        size = min(12.0, max(7.0, cell * every * 0.8))
+        height = min(12.0, max(7.0, cell * every * 0.8))
         parts.append(
-            f'<text x="{margin - 5:.1f}" y="{middle + size * 0.36:.1f}" font-size="{size:.1f}" text-anchor="end">'
+            f'<text x="{margin - 5:.1f}" y="{middle + height * 0.36:.1f}" font-size="{height:.1f}" text-anchor="end">'
             f"{escape(name)}</text>"
         )
         turned = longest > 2 or every > 1
         place = (
-            f'transform="translate({middle + size * 0.36:.1f} {margin - 5:.1f}) rotate(-90)" text-anchor="start"'
+            f'transform="translate({middle + height * 0.36:.1f} {margin - 5:.1f}) rotate(-90)" text-anchor="start"'
             if turned
             else f'x="{middle:.1f}" y="{margin - 5:.1f}" text-anchor="middle"'
         )
-        parts.append(f'<text {place} font-size="{size:.1f}">{escape(name)}</text>')
+        parts.append(f'<text {place} font-size="{height:.1f}">{escape(name)}</text>')
     center = margin + num_classes * cell / 2
     parts.append(f'<text class="axis" x="{center:.1f}" y="12" text-anchor="middle">predicted class</text>')
     parts.append(

@@ -24,7 +24,8 @@ def log_report(logger: WandbLogger, folder: Path) -> None:
         folder: of the run, with its page.
     """
     run = read_run(folder, folder.name)
-    media: dict[str, object] = {"report/page": wandb.Html((folder / PAGE).read_text(), inject=False)}
+    media: dict[str, object] = {"trainer/global_step": run.steps}
+    media["report/page"] = wandb.Html((folder / PAGE).read_text(), inject=False)
     figures = evaluation_figures(run) if run.test else {}
     for name, html in figures.items():
         media[f"report/{name}"] = wandb.Html(figure_page(name, html), inject=False)
