@@ -26,6 +26,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "schema": ("leyden.cli.schema:schema", "write a JSON Schema of config files, for editors"),
     "new": ("leyden.cli.new:new", "write a part of your own, with its test and its experiment"),
     "rename": ("leyden.cli.rename:rename", "make this clone your own template, under another name"),
+    "completion": ("leyden.cli.completion:completion", "print a script by which the shell completes commands"),
     "papers": ("leyden.cli.catalog:papers", "list or search the papers of the catalog"),
     "show": ("leyden.cli.catalog:show", "show a paper: its parts, its experiment, and what it gave"),
     "results": ("leyden.cli.catalog:results", "write docs/results.md from the recorded evidence"),
