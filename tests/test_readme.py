@@ -8,6 +8,7 @@ from pathlib import Path
 import leyden.callbacks
 from leyden.cli import main
 from leyden.cli.config import find_config
+from leyden.cli.sweep_file import find_sweep
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
@@ -52,6 +53,8 @@ def test_the_commands_parse(capsys):
             assert all(find_config(name).is_file() for name in arguments[:2])
         elif command == "run":
             assert (ROOT / arguments[0]).is_file()
+        elif command == "sweep":
+            assert find_sweep(arguments[0]).is_file()
         elif "NAME" not in " ".join(arguments):
             assert main([command, *arguments, *([] if "--print_config" in arguments else ["--print_config"])]) == 0
 

@@ -14,6 +14,9 @@ from jsonargparse import Namespace
 from wandb.util import get_core_path
 
 from leyden.cli import main
+from leyden.cli.comparison import Arm, make_report
+from leyden.cli.comparison_plots import plot_curves, plot_differences
+from leyden.cli.comparison_wandb import log_comparison
 from leyden.cli.wandb_runs import named_by_class, prepare_wandb
 
 SMALL = [
@@ -111,7 +114,7 @@ def test_config_summary_and_artifact():
     assert steps["val/loss"] == steps[None] == "trainer/global_step"  # None: the rule for all others
 
     (artifact,) = records(path, "artifact")  # of three checkpoints
-    assert artifact["aliases"] == ["best", "latest"]
+    assert sorted(artifact["aliases"]) == ["best", "latest"]
     assert artifact["type"] == "model"
     (file,) = artifact["manifest"]["contents"]
     best = (RUN / "checkpoints/best.ckpt").resolve()
@@ -153,9 +156,11 @@ def test_keys_are_those_of_the_command_line():
     ("mode", "key", "entry", "expected"),
     [
         (None, None, "", "offline"),
+        ("dryrun", "secret", "", "offline"),
+        ("disabled", None, "", "disabled"),
         (None, "secret", "", None),
         (None, None, "machine api.wandb.ai login user password secret", None),
-        ("online", None, "", None),
+        ("online", None, "", "online"),
     ],
 )
 def test_offline_unless_logged_in_or_told(mode, key, entry, expected, monkeypatch, tmp_path):
@@ -169,6 +174,59 @@ def test_offline_unless_logged_in_or_told(mode, key, entry, expected, monkeypatc
     told = Namespace(name="mine", mode="online", save_dir="logs")
     prepare_wandb(told, "default/run")
     assert (told.name, told.mode) == ("mine", "online")
+
+
+# ---- comparisons
+
+
+def comparison(*seeds):
+    arms = []
+    for name, gain in (("supervised/plain", 0.0), ("family/better", 0.1)):
+        folder = Path("runs", name)
+        results = {}
+        for seed in seeds:
+            (folder / f"seed-{seed}").mkdir(parents=True, exist_ok=True)
+            log = f"step,train/loss,val/accuracy\n3,0.7,\n3,,{0.5 + gain}\n7,0.6,\n7,,{0.4 + gain}\n"
+            (folder / f"seed-{seed}" / "metrics.csv").write_text(log)
+            numbers = {"seconds": 2.0, "cpu_seconds": 1.0, "memory": 10.0, "parameters": 5}
+            facts = {"accelerator": "cpu", "threads": 1, "versions": {"torch": "2"}}
+            results[seed] = {"seed": seed, "metrics": {"test/accuracy": 0.5 + gain + 0.01 * seed}} | numbers | facts
+        resolved = {"trainer": {"callbacks": [{"class_path": "leyden.callbacks.EMA", "init_args": {"decay": gain}}]}}
+        arms.append(Arm(name, resolved, name, name, folder, results))
+    report = make_report(arms, "test/accuracy", "max", seeds=len(seeds), jobs=1, settings=[])
+    folder = Path("logs/compare/tried")
+    plot_curves(folder / "curves.png", report, arms)
+    plot_differences(folder / "differences.png", report)
+    return log_comparison(folder, "mine", report, arms)
+
+
+def test_a_comparison_is_a_group():
+    assert comparison(0, 1) == 5
+    found = {}
+    for path in runs("logs/compare/tried"):
+        (run,) = records(path, "run")
+        assert (run["project"], run["run_group"]) == ("mine", "compare/tried")
+        found[run["display_name"]] = (run["job_type"], run["tags"], path)
+    assert found.keys() == {
+        *(f"{name}/seed-{seed}" for name in ("supervised/plain", "family/better") for seed in (0, 1)),
+        "compare/tried/tried",
+    }
+    assert found["supervised/plain/seed-1"][:2] == ("baseline", ["supervised/plain"])
+    kind, tags, path = found["family/better/seed-0"]
+    assert (kind, tags) == ("method", ["family/better"])
+    assert history(path, "val/accuracy") == [(3, 0.6), (7, 0.5)]
+    assert summary(path)["val/accuracy"] == {"max": 0.6, "last": 0.5}
+    assert summary(path)["memory"] == 10.0
+    (config,) = records(path, "config")
+    assert config["update"]["trainer"]["callbacks"]["EMA"]["decay"] == 0.1
+    assert config["update"]["seed_everything"] == 0
+    kind, tags, path = found["compare/tried/tried"]
+    assert (kind, tags) == ("report", ["supervised/plain", "family/better"])
+    pictures = summary(path)
+    assert (pictures["curves.format"], pictures["differences.format"]) == ("png", "png")
+
+    assert comparison(0, 1) == 0  # nothing new
+    assert comparison(0, 1, 2) == 3  # a seed of both, and the report
 
 
 def test_no_run_is_left_open():

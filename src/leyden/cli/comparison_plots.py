@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator, NullFormatter, StrMethodFormatter
 
 from leyden.cli.comparison import Arm
 
@@ -18,6 +18,7 @@ __all__ = ["learning_curve", "plot_curves", "plot_differences"]
 
 # told apart in the common forms of colour blindness (Okabe and Ito)
 COLOURS = ("#444444", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FEW_POINTS = 10  # of a curve, that are marked
 
 
 def learning_curve(runs: list[Path], metric: str) -> list[tuple[int, list[float]]]:
@@ -48,21 +49,24 @@ def plot_curves(path: Path, report: Mapping[str, Any], arms: list[Arm]) -> None:
         arms: baseline and methods, for their runs' ``metrics.csv``.
     """
     name = report["metric"].rsplit("/", 1)[-1]
-    panels = [f"val/{name}", "train/loss_epoch"]
+    panels = [f"val/{name}", _train_column(arms)]
     figure = Figure(figsize=(5.2 * len(panels), 4.0), layout="constrained", dpi=150)
     for number, column in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
         for colour, arm in zip(_colours(), arms, strict=False):
-            files = [arm.folder / f"seed-{seed}" / "metrics.csv" for seed in sorted(arm.results)]
+            files = _logs(arm)
             _draw_band(axes, learning_curve(files, column), f"{arm.name} ({len(files)} seeds)", colour)
-        label = column.removesuffix("_epoch")
+        label = _with_unit(column.removesuffix("_epoch"))
         axes.set_xlabel("optimizer steps")
         axes.set_ylabel(f"{label}, mean of an epoch" if column.endswith("_epoch") else label)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         if not axes.lines:
             axes.text(0.5, 0.5, f"{column} was not logged", ha="center", va="center", transform=axes.transAxes)
-        elif "loss" in column:
+        elif "loss" in column and axes.dataLim.y0 > 0 and axes.dataLim.y1 > 10 * axes.dataLim.y0:
             axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axes.yaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            axes.yaxis.set_minor_formatter(NullFormatter())
         _clean(axes)
     handles, labels = next((found for axes in figure.axes if (found := axes.get_legend_handles_labels())[0]), ([], []))
     if handles:
@@ -89,13 +93,31 @@ def plot_differences(path: Path, report: Mapping[str, Any]) -> None:
     axes.set_yticks(range(len(methods)), [f"{arm['name']}\n{arm['verdict']}" for arm in methods])
     axes.set_ylim(len(methods) - 0.4, -0.6)
     better = "right" if report["mode"] == "max" else "left"
-    axes.set_xlabel(f"{report['metric']}: method minus {report['baseline']['name']} (better to the {better})")
-    axes.set_title(
-        f"Paired differences, {report['seeds']} seeds\n(circles: one seed; diamond and bar: mean and 95% t interval)",
+    figure.supxlabel(
+        f"{_with_unit(report['metric'])}: method minus baseline (better to the {better})", fontsize=10
+    )  # below the names too: an axis' own label would be cut off
+    figure.suptitle(
+        f"Paired differences to {report['baseline']['name']}, {report['seeds']} seeds\n"
+        "(circles: one seed; diamond and bar: mean and 95% t interval)",
         fontsize=10,
     )
     _clean(axes)
     _save(figure, path)
+
+
+def _logs(arm: Arm) -> list[Path]:
+    paths = [arm.folder / f"seed-{seed}" / arm.log / "metrics.csv" for seed in sorted(arm.results)]
+    return [path for path in paths if path.is_file()]  # not every stage has one
+
+
+def _train_column(arms: list[Arm]) -> str:
+    """The training loss of epochs, or where there are few of them that of single steps."""
+    epochs = max((len(learning_curve(_logs(arm), "train/loss_epoch")) for arm in arms if arm.results), default=0)
+    return "train/loss_epoch" if epochs > 2 else "train/loss"
+
+
+def _with_unit(metric: str) -> str:
+    return f"{metric} (share of samples)" if metric.endswith("accuracy") else metric
 
 
 def _colours() -> list[str]:
@@ -108,7 +130,10 @@ def _draw_band(axes: Axes, curve: list[tuple[int, list[float]]], label: str, col
     steps = [step for step, _ in curve]
     center = [mean(values) for _, values in curve]
     spread = [stdev(values) if len(values) > 1 else 0.0 for _, values in curve]
-    axes.plot(steps, center, color=colour, label=label, linewidth=1.6)
+    marker = "o" if len(curve) <= FEW_POINTS else None
+    axes.plot(steps, center, color=colour, label=label, linewidth=1.6, marker=marker, markersize=4)
+    if len(curve) == 1:  # a band has no width there
+        axes.errorbar(steps, center, yerr=spread, color=colour, capsize=3)
     low = [max(c - s, min(values)) for c, s, (_, values) in zip(center, spread, curve, strict=True)]  # > 0 for a loss
     high = [c + s for c, s in zip(center, spread, strict=True)]
     axes.fill_between(steps, low, high, color=colour, alpha=0.18, linewidth=0)

@@ -47,7 +47,7 @@ class SweepStudy:
         self.study = optuna.create_study(
             storage=_storage(folder),
             study_name="sweep",
-            direction=f"{sweep.mode}imize",
+            direction="minimize" if sweep.mode == "min" else "maximize",
             pruner=pruner,
             load_if_exists=True,
         )

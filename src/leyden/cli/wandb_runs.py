@@ -17,8 +17,14 @@ def is_wandb(class_path: str) -> bool:
 
 
 def wandb_mode() -> str | None:
-    """``"offline"`` if nobody is logged in and the user did not say otherwise; None leaves it to W&B."""
-    return None if "WANDB_MODE" in os.environ or _is_logged_in() else "offline"
+    """What the user said by ``WANDB_MODE``, else ``"offline"`` if nobody is logged in; None leaves it to W&B.
+
+    It is always told to a run, because W&B looks at the environment only at the first run of a process.
+    """
+    said = os.environ.get("WANDB_MODE")
+    if said:
+        return {"dryrun": "offline", "run": "online"}.get(said, said)
+    return None if _is_logged_in() else "offline"
 
 
 def prepare_wandb(init_args: Namespace, label: str) -> None:
