@@ -215,6 +215,27 @@ def test_samples_without_a_class_are_left_out():
     assert len(found["worst"]) == 1
 
 
+def test_inputs_of_other_kinds_are_no_harm():
+    batch = {
+        "input": {"a": torch.zeros(2)},
+        "target": torch.tensor([0, 1]),
+        "mix_lam": torch.tensor(0.5),
+        "source": ["a", "b"],
+    }
+    found = recorded(None, (torch.zeros(2, 2), batch))
+    assert found["num_samples"] == 2
+    assert [sample.keys() & {"image", "values"} for sample in found["worst"]] == [set(), set()]
+
+
+def test_inputs_may_differ_in_size():
+    batches = [
+        (torch.tensor([[0.0, wrong]]), {"input": torch.zeros(1, 3, size, size), "target": torch.tensor([0])})
+        for size, wrong in ((4, 1.0), (8, 3.0), (16, 2.0))
+    ]
+    found = recorded(None, *batches)
+    assert [sample["loss"] for sample in found["worst"]] == pytest.approx([math.log(1 + math.exp(x)) for x in (3, 2)])
+
+
 def test_of_many_classes_the_most_confused_are_kept():
     target = torch.tensor([3, 3, 3, 150, 150, 7])
     prediction = torch.tensor([4, 4, 3, 9, 9, 7])

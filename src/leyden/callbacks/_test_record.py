@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -47,7 +48,7 @@ class TestRecord:
         self.kind: str | None = None
         self._counts: Tensor | None = None  # [C, C], int64
         self._pairs: list[tuple[Tensor, Tensor]] = []
-        self._worst: Batch = {}
+        self._worst: list[tuple[float, Batch]] = []  # the greatest loss first
         self._prompts: Tensor | None = None  # [P, T]
         self._num_samples = 0
 
@@ -56,29 +57,30 @@ class TestRecord:
 
         Args:
             logits: output of the network.
-            batch: with ``input``, ``target`` and ``index``.
+            batch: with ``target``, and ``input`` and ``index`` where they are tensors.
         """
         target = batch.get("target")
-        kind = None if target is None else self._kind_of(logits, target)
+        kind = None if not isinstance(target, Tensor) else self._kind_of(logits, target)
         if kind is None or target is None:
             return
         self.kind = kind
         self._num_samples += len(target)
         logits = logits.float()
+        shown = {key: batch[key] for key in ("input", "index") if isinstance(batch.get(key), Tensor)}
         if kind == "classes":
             target = target.argmax(-1) if target.ndim == 2 else target
-            self._add_classes(logits, target, batch)
+            known = (target >= 0) & (target < logits.shape[-1])  # others mark samples without a class
+            self._add_classes(logits[known], target[known], {key: value[known] for key, value in shown.items()})
         elif kind == "numbers":
             logits, target = logits.flatten(1), target.float().flatten(1)
             self._pairs.append((target[:, :MAX_OUTPUTS], logits[:, :MAX_OUTPUTS]))
-            self._keep_worst((logits - target).square().mean(-1), {"prediction": logits, "target": target}, batch)
+            self._keep_worst((logits - target).square().mean(-1), {"prediction": logits, "target": target, **shown})
         else:
+            tokens = batch["input"]
             if self._prompts is None:
-                inputs = batch["input"]
-                self._prompts = inputs[[0, len(inputs) // 2, -1], : max(1, inputs.shape[1] // 2)]
+                self._prompts = tokens[[0, len(tokens) // 2, -1], : max(1, tokens.shape[1] // 2)]
             loss = functional.cross_entropy(logits.transpose(1, 2), target, reduction="none")  # [N, T], 0 if ignored
-            mean = loss.sum(-1) / (target != -100).sum(-1).clamp(min=1)
-            self._keep_worst(mean, {"prediction": mean, "target": target}, batch)
+            self._keep_worst(loss.sum(-1) / (target != -100).sum(-1).clamp(min=1), shown)
 
     def finish(self, model: LightningModule) -> dict[str, Any] | None:
         """Puts the parts of all processes together; all of them call it.
@@ -92,7 +94,7 @@ class TestRecord:
             "num_samples": self._num_samples,
             "counts": None if self._counts is None else self._counts.cpu(),
             "pairs": [torch.cat(side).cpu() for side in zip(*self._pairs, strict=True)],
-            "worst": {key: value.cpu() for key, value in self._worst.items()},
+            "worst": [(loss, {key: value.cpu() for key, value in row.items()}) for loss, row in self._worst],
         }
         parts: list[Any] = [part]
         if world_size() > 1:
@@ -103,8 +105,8 @@ class TestRecord:
             return None
         self.kind = parts[0]["kind"]  # this process may have had no sample
         content: dict[str, Any] = {"num_samples": sum(part["num_samples"] for part in parts), **generated}
-        worst = {key: torch.cat([part["worst"][key] for part in parts]) for key in parts[0]["worst"]}
-        number = max([len(part["worst"].get("loss", ())) for part in parts])
+        worst = sorted((sample for part in parts for sample in part["worst"]), key=_first, reverse=True)
+        number = max(len(part["worst"]) for part in parts)
         if self.kind == "classes":
             content |= self._confusion(sum(part["counts"] for part in parts))
         elif self.kind == "numbers":
@@ -112,9 +114,7 @@ class TestRecord:
             every = -(-len(target) // MAX_POINTS)
             both = torch.stack([target, prediction], -1)[::every]  # [S, D, 2]
             content["pairs"] = [_rounded(both[:, column]) for column in range(both.shape[1])]
-        if worst:
-            order = worst["loss"].argsort(descending=True, stable=True)[:number]
-            content["worst"] = [self._sample({key: value[row] for key, value in worst.items()}) for row in order]
+        content["worst"] = [self._sample(loss, row) for loss, row in worst[:number]]
         return content
 
     def _kind_of(self, logits: Tensor, target: Tensor) -> str | None:
@@ -129,30 +129,23 @@ class TestRecord:
         tokens = logits.ndim == 3 and target.shape == logits.shape[:2] and not target.is_floating_point()
         return "tokens" if tokens and hasattr(self.datamodule, "decode") else None
 
-    def _add_classes(self, logits: Tensor, target: Tensor, batch: Batch) -> None:
+    def _add_classes(self, logits: Tensor, target: Tensor, shown: Batch) -> None:
         num_classes = logits.shape[-1]
-        known = (target >= 0) & (target < num_classes)  # others mark samples without a class
-        logits, target, batch = logits[known], target[known], {key: value[known] for key, value in batch.items()}
         prediction = logits.argmax(-1)
         counts = torch.bincount(target * num_classes + prediction, minlength=num_classes**2)
         self._counts = counts if self._counts is None else self._counts + counts
-        log_p = logits.log_softmax(-1)
-        loss = -log_p.gather(-1, target.unsqueeze(-1)).squeeze(-1)
-        self._keep_worst(loss, {"prediction": prediction, "target": target}, batch)
+        loss = -logits.log_softmax(-1).gather(-1, target.unsqueeze(-1)).squeeze(-1)
+        self._keep_worst(loss, {"prediction": prediction, "target": target, **shown})
 
-    def _keep_worst(self, loss: Tensor, values: Batch, batch: Batch) -> None:
-        """Keeps the samples with the greatest loss of all so far."""
+    def _keep_worst(self, loss: Tensor, rows: Batch) -> None:
+        """Keeps the samples with the greatest loss of all so far; their inputs may differ in size."""
         number = min(self.num_worst, WORST_TEXTS if self.kind == "tokens" else self.num_worst)
-        rows = {"loss": loss, **values, "input": batch["input"]}
-        if "index" in batch:
-            rows["index"] = batch["index"]
-        best = loss.topk(min(number, len(loss))).indices
-        rows = {key: value.detach()[best] for key, value in rows.items()}
-        if self._worst:
-            rows = {key: torch.cat([self._worst[key], value]) for key, value in rows.items()}
-            best = rows["loss"].topk(min(number, len(rows["loss"]))).indices
-            rows = {key: value[best] for key, value in rows.items()}
-        self._worst = rows
+        losses, places = loss.nan_to_num(nan=torch.inf).topk(min(number, len(loss)))
+        for value, place in zip(losses.tolist(), places.tolist(), strict=True):
+            if len(self._worst) == number and value <= self._worst[-1][0]:
+                break
+            self._worst.append((value, {key: tensor[place] for key, tensor in rows.items()}))
+            self._worst = sorted(self._worst, key=_first, reverse=True)[:number]
 
     def _class_names(self, num_classes: int) -> list[str]:
         names = [str(name) for name in getattr(self.datamodule, "class_names", None) or []]
@@ -174,18 +167,19 @@ class TestRecord:
             ]
         return content
 
-    def _sample(self, row: dict[str, Tensor]) -> dict[str, Any]:
+    def _sample(self, loss: float, row: Batch) -> dict[str, Any]:
         """One of the worst samples, as it is written."""
-        sample: dict[str, Any] = {"loss": float(row["loss"])}
-        sample["index"] = int(row["index"]) if "index" in row else "?"
+        sample: dict[str, Any] = {"loss": loss, "index": int(row["index"]) if "index" in row else "?"}
         if self.kind == "tokens":
             return sample | {"text": self.datamodule.decode(row["input"])}
         if self.kind == "classes":
             names = self._class_names(1 + max(int(row["prediction"]), int(row["target"])))
             sample |= {key: names[int(row[key])] for key in ("prediction", "target")}
-            sample["probability"] = float(torch.exp(-row["loss"]))
+            sample["probability"] = math.exp(-loss)
         else:
             sample |= {key: _numbers(row[key]) for key in ("prediction", "target")}
+        if "input" not in row:
+            return sample
         if row["input"].ndim == 3 and row["input"].shape[0] in (1, 3):
             sample["image"] = _png(row["input"])
         elif row["input"].ndim == 1 and row["input"].is_floating_point():
@@ -203,6 +197,10 @@ class TestRecord:
             tokens = torch.cat([tokens, logits[:, -1:].argmax(-1)], 1)
         decode = self.datamodule.decode
         return [{"prompt": decode(row[:length]), "text": decode(row[length:])} for row in tokens]
+
+
+def _first(sample: tuple[float, Batch]) -> float:
+    return sample[0]
 
 
 def _rounded(pairs: Tensor) -> list[list[float]]:

@@ -149,8 +149,9 @@ class RunRecord(Callback):
         dataloader_idx: int = 0,
     ) -> None:
         """Adds a batch."""
-        if self._test is not None and isinstance(outputs, Mapping) and "logits" in outputs and dataloader_idx == 0:
-            self._test.add(outputs["logits"], batch)
+        dicts = isinstance(outputs, Mapping) and isinstance(batch, Mapping)
+        if self._test is not None and dicts and "logits" in outputs and dataloader_idx == 0:
+            self._test.add(outputs["logits"], dict(batch))
 
     def on_test_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the parts of all processes together and writes them."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from leyden.cli.config import ConfigError
 from leyden.cli.report.page import render_page
 from leyden.cli.report.saved_run import find_runs, read_run
+from leyden.cli.report.stages_table import stages_section
 from leyden.cli.run_folder import LOGS, RunFolder
 from leyden.plugins.replace_file import replace_file
 
@@ -59,7 +60,8 @@ def write_report(folders: Sequence[Path], target: Path, *, title: str | None = N
     paths = find_runs(folders)
     names = _names(paths)
     runs = [read_run(path, name) for path, name in zip(paths, names, strict=True)]
-    page = render_page(runs, title=title or ", ".join(RunFolder(folder).label for folder in folders)).encode()
+    heading = title or ", ".join(RunFolder(folder).label for folder in folders)
+    page = render_page(runs, title=heading, stages=stages_section(folders)).encode()
     with replace_file(target) as file:
         file.write(page)
     return len(page)

@@ -40,17 +40,19 @@ HEAD = """\
 """
 
 
-def render_page(runs: Sequence[SavedRun], *, title: str) -> str:
+def render_page(runs: Sequence[SavedRun], *, title: str, stages: str = "") -> str:
     """Makes the page.
 
     Args:
         runs: one, or several to be put side by side.
         title: heading.
+        stages: section about the stages that the runs are part of.
     """
     parts = [
         _head(title),
         f"<h1>{escape(title)}</h1>",
         _intro(runs),
+        stages,
         _tiles(runs[0]) if len(runs) == 1 else _numbers_table(runs),
         _missing(runs),
         *_curve_sections(runs),

@@ -68,7 +68,7 @@ def find_runs(folders: Sequence[Path]) -> list[Path]:
     for folder in folders:
         if (folder / STAGES).is_file():
             runs += _stages(folder)
-        elif any((folder / name).is_file() for name in (METRICS, CONFIG, SESSIONS, TEST)):
+        elif _is_run(folder):
             runs.append(folder)
         else:
             state = f"has no {CONFIG} or {METRICS}" if folder.is_dir() else "does not exist"
@@ -105,13 +105,17 @@ def read_run(folder: Path, name: str) -> SavedRun:
     return run
 
 
+def _is_run(folder: Path) -> bool:
+    return any((folder / name).is_file() for name in (METRICS, CONFIG, SESSIONS, TEST))
+
+
 def _stages(folder: Path) -> list[Path]:
     try:
         records = json.loads((folder / STAGES).read_text())["stages"]
         labels = list(records)
     except (ValueError, KeyError, TypeError) as error:
         raise ConfigError(f"{folder / STAGES} cannot be read: {error}") from error
-    found = [folder / label for label in labels if (folder / label / CONFIG).is_file()]
+    found = [folder / label for label in labels if _is_run(folder / label)]  # a call leaves none
     if not found:
         raise ConfigError(f"{folder} has no stage with a run folder yet")
     return found

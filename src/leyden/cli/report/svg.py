@@ -81,8 +81,8 @@ def line_chart(
     for line in lines:
         if line.band:
             edge = [(x, top) for x, _, top in line.band] + [(x, bottom) for x, bottom, _ in reversed(line.band)]
-            places = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in edge)
-            drawn.append(f'<polygon class="band" style="fill:var(--c{line.colour % NUM_COLOURS})" points="{places}"/>')
+            corners = " ".join(f"{x_axis.place(x):.1f},{y_axis.place(y):.1f}" for x, y in edge)
+            drawn.append(f'<polygon class="band" style="fill:var(--c{line.colour % NUM_COLOURS})" points="{corners}"/>')
     for line in sorted(lines, key=lambda line: not line.faint):
         dash = DASHES[line.colour // NUM_COLOURS % len(DASHES)]
         style = f'class="line{" faint" if line.faint else ""}" style="stroke:var(--c{line.colour % NUM_COLOURS})"'
@@ -190,12 +190,12 @@ def matrix_chart(counts: Sequence[Sequence[int]], names: Sequence[str], *, label
             f"{escape(name)}</text>"
         )
         turned = longest > 2 or every > 1
-        place = (
+        where = (
             f'transform="translate({middle + height * 0.36:.1f} {margin - 5:.1f}) rotate(-90)" text-anchor="start"'
             if turned
             else f'x="{middle:.1f}" y="{margin - 5:.1f}" text-anchor="middle"'
         )
-        parts.append(f'<text {place} font-size="{height:.1f}">{escape(name)}</text>')
+        parts.append(f'<text {where} font-size="{height:.1f}">{escape(name)}</text>')
     center = margin + num_classes * cell / 2
     parts.append(f'<text class="axis" x="{center:.1f}" y="12" text-anchor="middle">predicted class</text>')
     parts.append(
