@@ -52,6 +52,38 @@ def test_equations(form, nesterov, arguments, settings):
         torch.testing.assert_close(p.detach(), expected, rtol=1e-11, atol=1e-11)
 
 
+# Lars of timm 1.0.31 on float64, with the settings and gradients of the test below
+OF_TIMM = {
+    False: (
+        [[0.1955855743400272, -1.1831129137863143, -0.035907354017074226],
+         [0.8495476554814521, -0.9614495231741165, 0.4778747676918443]],
+        [0.5813935140502807, -0.7788015352254081, 0.31555644284433665],
+        [0.05674157425512362, -0.06876414225494162],
+    ),
+    True: (
+        [[0.16901514298398795, -1.1768028574164044, -0.027125268806406352],
+         [0.8745870343901243, -0.9917102575478081, 0.4379614092786024]],
+        [0.5801202560153977, -0.7682607844699747, 0.32051626382301657],
+        [0.05798782139896438, -0.06319420854197219],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("nesterov", [False, True])
+def test_numbers_of_timm(form, nesterov):
+    k = torch.arange(1.0, 7.0, dtype=torch.float64).view(2, 3)
+    starts = [[[0.5, -1.0, 0.25], [2.0, -0.125, 1.5]], [0.5, -1.0, 0.25], [0.0, 0.0]]
+    params = [Parameter(torch.tensor(values, dtype=torch.float64)) for values in starts]
+    optimizer = Lars(params, lr=2.0, momentum=0.8, weight_decay=0.05, nesterov=nesterov, trust_coefficient=0.02)
+    for t in range(1, 13):
+        params[0].grad = torch.sin(1.7 * t * k) + 0.1 * k
+        params[1].grad = torch.cos(1.3 * t * k[0])
+        params[2].grad = torch.zeros(2, dtype=torch.float64) if t < 4 else 0.01 * torch.sin(t * k[0, :2])
+        optimizer.step()
+    for p, expected in zip(params, OF_TIMM[nesterov], strict=True):
+        torch.testing.assert_close(p.detach(), torch.tensor(expected, dtype=torch.float64), rtol=1e-12, atol=1e-14)
+
+
 @pytest.mark.parametrize("nesterov", [False, True])
 def test_without_adaptation_it_is_sgd(form, nesterov):
     params, others = [Parameter(p) for p in start()], [Parameter(p) for p in start()]
