@@ -8,6 +8,7 @@ from typing import Any
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
+from mkdocs.structure.pages import Page
 
 from leyden.catalog.evidence import evidence_slugs, read_evidence
 from leyden.catalog.papers import Comparison, Paper, read_papers
@@ -27,6 +28,7 @@ HOW_TO = (
     "stages",
     "distill",
 )
+MAX_SIGNATURE = 84  # letters in a line of a page
 EXPORT = re.compile(r"^from \.(\w+) import (\w+) as \w+$", re.M)
 ROOM_TEXTS = {
     "core": "the contracts",
@@ -82,6 +84,12 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     return files
 
 
+def on_page_markdown(markdown: str, page: Page, **_: Any) -> None:
+    """Gives the wide table of results the whole width."""
+    if page.file.src_uri == "results.md":
+        page.meta["hide"] = ["navigation", "toc"]
+
+
 # ---- methods
 
 
@@ -116,19 +124,28 @@ def card(paper: Paper) -> str:
     for path in paper.parts:
         part = describe_part(path)
         module, room = _module_of(path), path.split(".")[1]
-        lines += [
-            "```python",
-            f"leyden.{room}.{part.signature}",
-            "```",
-            "",
-            f"{part.summary} ([reference][{module}])",
-            "",
-        ]
+        lines += ["```python", _wrapped(f"leyden.{room}.{part.signature}"), "```", ""]
+        lines += [f"{part.summary} ([reference][{module}])", ""]
     for comparison in paper.comparisons:
         lines += _comparison(comparison)
     if paper.notes:
         lines += ["## Notes", "", *(f"- {note}" for note in paper.notes), ""]
     return "\n".join([*lines, "## Tests", "", *(f"- `{path}`" for path in paper.tests), ""])
+
+
+def _wrapped(signature: str) -> str:
+    """A long signature with a line per argument."""
+    if len(signature) <= MAX_SIGNATURE:
+        return signature
+    name, _, arguments = signature.partition("(")
+    lines, depth, start = [], 0, 0
+    for place, letter in enumerate(arguments[:-1]):
+        depth += (letter in "([{") - (letter in ")]}")
+        if letter == "," and depth == 0:
+            lines.append(arguments[start : place + 1].strip())
+            start = place + 1
+    lines.append(f"{arguments[start:-1].strip()},")
+    return "\n    ".join([f"{name}(", *lines]) + "\n)"
 
 
 def _comparison(comparison: Comparison) -> list[str]:

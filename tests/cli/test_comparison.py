@@ -167,3 +167,16 @@ def test_plots(arms, tmp_path):
         with Image.open(tmp_path / name) as image:
             assert min(image.size) > 300
             assert len(image.convert("RGB").getcolors(maxcolors=2**24)) > 20  # something was drawn
+
+
+def test_a_single_epoch_is_seen(arms, tmp_path):
+    for one in arms:
+        one.folder = tmp_path / one.name
+        for seed in one.results:
+            (one.folder / f"seed-{seed}").mkdir(parents=True)
+            (one.folder / f"seed-{seed}" / "metrics.csv").write_text(f"step,val/accuracy\n9,0.{5 + seed}\n")
+    plot_curves(tmp_path / "curves.png", report_of(arms), arms)
+    with Image.open(tmp_path / "curves.png") as image:
+        left = image.convert("RGB").crop((0, 0, image.width // 2, int(0.75 * image.height)))  # without the legend
+        colours = {colour: count for count, colour in left.getcolors(maxcolors=2**24)}
+    assert colours[0x00, 0x72, 0xB2] > 20

@@ -20,7 +20,7 @@ from optuna.trial import TrialState
 
 from leyden.cli import sweep_study
 from leyden.cli.commands import Arguments, load_tree
-from leyden.cli.sweep import _Sweep
+from leyden.cli.sweep import _parse, _Sweep
 from leyden.cli.sweep_fit import NotLoggedError, SweepFit
 from leyden.cli.sweep_study import SweepStudy
 from leyden.cli.sweep_worker import SweepRun
@@ -200,6 +200,28 @@ def test_optuna_is_asked_for(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "optuna", None)
     assert main(["sweep", "sweep.yaml"]) == 1
     assert capsys.readouterr().err == "leyden: error: leyden sweep needs Optuna: pip install 'leyden[sweep]'\n"
+
+
+def test_runs_are_a_wandb_group():
+    Path("base.yaml").write_text(BASE.replace("  logger: {WandbLogger: null}\n", ""))
+    write(GRID)
+    tried = _Sweep(_parse(["sweep.yaml", "--name=tried"]))
+    tried.folder.mkdir(parents=True)
+    tried.study = tried._open()
+    trial = tried.study.ask()
+
+    def wandb():
+        loggers = tried._run_of(trial).tree["trainer"]["logger"]
+        return next(logger["init_args"] for logger in loggers if logger["class_path"].endswith("WandbLogger"))
+
+    first = wandb()
+    assert (first["group"], first["job_type"], first["name"]) == ("sweep/tried", "sweep", "sweep/tried/run-000")
+    assert first["resume"] == "allow"
+    assert len(first["id"]) == 8
+    assert wandb() == first  # also after an interruption
+    tried.study.tell(trial, "failed", None, message="")
+    trial = tried.study.ask()
+    assert wandb()["id"] != first["id"]
 
 
 # ---- what is chosen

@@ -3,10 +3,11 @@
 import os
 import sys
 from netrc import NetrcParseError, netrc
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from jsonargparse import Namespace
+if TYPE_CHECKING:
+    from jsonargparse import Namespace
 
 __all__ = ["finish_wandb", "is_wandb", "named_by_class", "prepare_wandb", "wandb_mode"]
 
@@ -27,7 +28,7 @@ def wandb_mode() -> str | None:
     return None if _is_logged_in() else "offline"
 
 
-def prepare_wandb(init_args: Namespace, label: str) -> None:
+def prepare_wandb(init_args: "Namespace", label: str) -> None:
     """Completes a logger's arguments: the run is called as its folder, and its last words are few.
 
     Args:
