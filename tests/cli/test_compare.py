@@ -150,3 +150,110 @@ def test_no_seed(capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["compare", "default", "default", "--seeds=0"])
     assert "--seeds" in capsys.readouterr().err
+
+
+STAGES = """\
+set:
+  model.network: {class_path: leyden.models.MLP, init_args: {in_features: 64, num_outputs: 10, hidden: [8]}}
+  trainer: {max_epochs: 1, limit_train_batches: 4, accelerator: cpu}
+stages:
+  experts:
+    members: 2
+    set: {trainer.limit_train_batches: 2}
+    gives: [checkpoint, test/accuracy]
+  soup:
+    run: combine
+    set: {method: average, metric: val/loss}
+    takes: {ckpts: experts.checkpoint}
+    gives: [network, val/loss]
+  student:
+    set: {trainer.callbacks+: leyden.callbacks.SoftTargets}
+    takes: {trainer.callbacks.SoftTargets.teachers: soup.network}
+"""
+
+
+def test_stages_against_a_config_and_against_each_other(configs, capsys):
+    Path("stages.yaml").write_text(STAGES)
+    command = ["compare", "plain.yaml", "stages.yaml", "stages.yaml:experts", "--seeds=2", "--name=tried"]
+    assert main(command) == 0
+    folders = list(Path("logs/compare/runs/stages").glob("*"))
+    assert len(folders) == 1  # both are of the same runs
+    result = json.loads((folders[0] / "seed-1" / "result.json").read_text())
+    experts = [
+        (folders[0] / "seed-1" / "experts" / f"member-{member}" / "config.yaml").read_text() for member in range(2)
+    ]
+    assert ["seed_everything: 2" in experts[0], "seed_everything: 3" in experts[1]] == [True, True]
+    assert "RunRecord" not in experts[0]
+    records = json.loads((folders[0] / "seed-1" / "stages.json").read_text())["stages"]
+    parts = [records[f"experts/member-{member}"]["metrics"]["test/accuracy"] for member in range(2)]
+    assert result["stages"]["experts"]["test/accuracy"] == pytest.approx(sum(parts) / 2)
+    assert result["metrics"]["test/accuracy"] == records["student"]["metrics"]["test/accuracy"]
+    report = json.loads(Path("logs/compare/tried/report.json").read_text())
+    student, mean = ({run["seed"]: run["metrics"]["test/accuracy"] for run in arm["runs"]} for arm in report["methods"])
+    assert student[1] == result["metrics"]["test/accuracy"]
+    assert mean[1] == result["stages"]["experts"]["test/accuracy"]
+    capsys.readouterr()
+    assert main(["compare", "stages.yaml:experts", "stages.yaml:student", "--seeds=2", "--name=again"]) == 0
+    assert capsys.readouterr().out.count("(finished before)") == 4
+
+
+EVALUATOR = """\
+# Trains nothing. Baseline: plain.yaml
+base: plain
+evaluate: {function: evaluators.with_noise, arguments: {scale: 0.0}}
+"""
+EVALUATORS = """\
+import torch
+
+def with_noise(method, data, scale):
+    right = count = 0
+    for batch in data.test_dataloader():
+        noise = scale * torch.randn(batch["input"].shape, generator=torch.Generator().manual_seed(0))
+        right += (method(batch["input"] + noise).argmax(-1) == batch["target"]).sum().item()
+        count += len(batch["target"])
+    return {"test/accuracy": right / count}
+"""
+
+
+def test_an_evaluator_trains_nothing(configs, capsys):
+    Path("evaluators.py").write_text(EVALUATORS)
+    Path("same.yaml").write_text(EVALUATOR)
+    Path("noisy.yaml").write_text(EVALUATOR.replace("0.0", "2.0"))
+    command = ["compare", "plain.yaml", "same.yaml", "noisy.yaml", "--seeds=2", "--name=tried"]
+    assert main(command) == 0
+    assert len(list(Path("logs/compare/runs").glob("*/*/seed-*/metrics.csv"))) == 2  # the fits of plain.yaml
+    report = json.loads(Path("logs/compare/tried/report.json").read_text())
+    same, noisy = (arm["difference"]["by_seed"] for arm in report["methods"])
+    assert same == {"0": pytest.approx(0.0, abs=1e-6), "1": pytest.approx(0.0, abs=1e-6)}  # means in another order
+    assert any(abs(difference) > 0.001 for difference in noisy.values())
+    assert "evaluate" in report["methods"][0]["changes"]
+    capsys.readouterr()
+    assert main(command) == 0
+    assert capsys.readouterr().out.count("(finished before)") == 6
+
+
+WRONG = {
+    "plain.yaml:x": "plain.yaml has no stages, so that there is no 'x' in it",
+    "stages.yaml:x": "stages.yaml has no stage 'x'; there are: experts, soup, student",
+    "nowhere.yaml": "there is no config file 'nowhere.yaml'",
+    "bad.yaml": "bad.yaml:2: evaluate needs a function",
+    "more.yaml": "more.yaml:4: a file that evaluates has no 'trainer': its base trains",
+    "few.yaml": "evaluators.with_noise: missing a required argument: 'scale'",
+    "none.yaml": "there is no function evaluators.nothing",
+}
+
+
+@pytest.mark.parametrize(("name", "message"), WRONG.items())
+def test_what_cannot_be_compared(configs, capsys, name, message):
+    Path("evaluators.py").write_text(EVALUATORS)
+    Path("stages.yaml").write_text(STAGES)
+    Path("bad.yaml").write_text("base: plain\nevaluate: 3\n")
+    Path("more.yaml").write_text(EVALUATOR + "trainer: {max_epochs: 3}\n")
+    Path("few.yaml").write_text(EVALUATOR.replace("{scale: 0.0}", "{}"))
+    Path("none.yaml").write_text(EVALUATOR.replace("with_noise", "nothing"))
+    assert main(["compare", "plain.yaml", name, "--seeds=1"]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("leyden: error: ")
+    assert error.count("\n") == 1
+    assert message in error
+    assert not Path("logs").exists()

@@ -323,6 +323,11 @@ def test_a_combination_and_an_evaluation_that_trains_nothing(ran, monkeypatch, t
         torch.testing.assert_close(tensor, (experts[0][name] + experts[1][name]) / 2)
     weights = safetensors.torch.load_file("logs/some/a/soup/weights.safetensors")
     assert torch.equal(weights["head.bias"], soup["network.head.bias"])
+    page = Path("logs/some/a/report.html").read_text()
+    for label, record in records().items():
+        assert f"<th>{label}</th>" in page
+        for name, value in record["gives"].items():
+            assert name in page if isinstance(value, str) else f"{name} {value:.4f}" in page
     gives = {name: record["gives"] for name, record in records().items()}
     assert gives["pruned"]["zeros"] == 20.0  # of 4 x 10
     assert gives["pruned"]["test/loss"] != gives["score"]["test/loss"]

@@ -18,9 +18,9 @@ from torch import Tensor
 
 import leyden
 from leyden.cli.combine import Combination
-from leyden.cli.compare import default_mode
 from leyden.cli.config import ConfigError, Section
 from leyden.cli.evaluation import Evaluation
+from leyden.metrics.direction import default_mode
 from leyden.plugins.checkpoint_io import AtomicCheckpointIO
 from leyden.plugins.replace_file import replace_file
 from leyden.weights import (
@@ -61,7 +61,7 @@ class WatchedFile(CheckpointFile):
 
 
 def find_files(patterns: list[str]) -> list[WatchedFile]:
-    """Opens checkpoints; those of one folder or pattern in the order of their steps, or else of their names, numbers as such.
+    """Opens checkpoints; those of one folder or pattern in the order of their steps, then of their names.
 
     Raises:
         ConfigError: there are fewer than two, or one is named twice.

@@ -1,29 +1,24 @@
 """``leyden compare``: the same seeds and data for a baseline and methods, and what the difference is."""
 
-import hashlib
-import io
 import json
 import multiprocessing
 import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
-from contextlib import redirect_stdout
+from dataclasses import replace
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
-from leyden.cli.commands import Arguments, load_tree
-from leyden.cli.compare_worker import Job, finished_result, work
+from leyden.cli.compare_worker import Job, known_result, work
+from leyden.cli.compared_arms import load_arm, source_digest
 from leyden.cli.comparison import Arm, check_data, make_report, print_report
-from leyden.cli.config import ConfigError, Section, config_folder, find_config, plain, set_option
-from leyden.cli.run_folder import LOGS, experiment_name
+from leyden.cli.config import ConfigError
+from leyden.cli.run_folder import LOGS
 from leyden.metrics.direction import default_mode
 
 __all__ = ["compare", "source_digest"]
-
-RUNS = "runs"
-ONLY_SHOW = ("ProgressBar", "LearningRateMonitor", "RunRecord")  # callbacks that do not change what a fit gives
 
 
 def compare(argv: Sequence[str]) -> int:
@@ -47,7 +42,9 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser = ArgumentParser(
         prog="leyden compare",
         description="Trains and tests a baseline and methods in the same seeds, and reports the paired differences. "
-        "Finished runs are kept: the same command goes on where it was interrupted.",
+        "Each is a config of leyden fit, a config with 'evaluate' (a function of the checkpoint of its base, which "
+        "trains nothing), or a file of leyden run (FILE, or FILE:STAGE for the metrics of one stage). Finished runs "
+        "are kept: the same command goes on where it was interrupted.",
     )
     parser.add_argument("baseline", help="config file, as -c of leyden fit takes it; 'default' is default.yaml")
     parser.add_argument("methods", nargs="+", metavar="method", help="config files to be compared with it")
@@ -57,6 +54,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all configs")
     parser.add_argument("--jobs", type=_positive, default=1, help="runs at a time (default: 1)")
     parser.add_argument("--name", help="of the report's folder logs/compare/NAME (default: from the configs)")
+    parser.add_argument("--wandb", metavar="PROJECT", help="put the runs into W&B, as one group, when all have ended")
     parser.add_argument("--record", metavar="SLUG", help="store the report as evidence of this name")
     return parser.parse_args(list(argv))
 
@@ -72,15 +70,14 @@ def _compare(arguments: Namespace) -> int:
     names = [arguments.baseline, *arguments.methods]
     if len(set(names)) < len(names):
         raise ConfigError("a config is named twice")
-    jobs = [_load(name, arguments.set, list(range(arguments.seeds))) for name in names]
-    arms = [_resolve(name, job) for name, job in zip(names, jobs, strict=True)]
+    loaded = [load_arm(name, arguments.set, list(range(arguments.seeds))) for name in names]
+    arms, jobs = [arm for arm, _ in loaded], [job for _, job in loaded]
     for arm in arms[1:]:
         if arm.key == arms[0].key:
             raise ConfigError(f"{arms[0].name} and {arm.name} are the same config: there is nothing to compare")
         for line in check_data(arms[0], arm):
             print(f"leyden: warning: {line}", file=sys.stderr)
 
-    jobs = [Job(arm.folder, job.tree, job.files, job.seeds) for arm, job in zip(arms, jobs, strict=True)]
     _run_all(arms, jobs, arguments.jobs, arguments.metric)
 
     failed = [f"{arm.name}, seed {seed}" for arm in arms for seed in arm.failures]
@@ -95,6 +92,11 @@ def _compare(arguments: Namespace) -> int:
     _write(folder, report, arms)
     print_report(report)
     print(f"leyden: {folder}: report.json, curves.png, differences.png")
+    if arguments.wandb:
+        from leyden.cli.comparison_wandb import log_comparison
+
+        os.environ.setdefault("WANDB_QUIET", "true")
+        print(f"leyden: {log_comparison(folder, arguments.wandb, report, arms)} runs written to W&B")
     if failed:
         advice = "not recorded; " if arguments.record else ""
         print(f"leyden: error: {advice}failed: {'; '.join(failed)}", file=sys.stderr)
@@ -104,62 +106,6 @@ def _compare(arguments: Namespace) -> int:
 
         print(f"leyden: {write_evidence(arguments.record, report)}")
     return 0
-
-
-def _load(name: str, settings: list[str], seeds: list[int]) -> Job:
-    """Merges a config and takes from it what only shows a run."""
-    files = [] if find_config(name).resolve() == (config_folder() / "default.yaml").resolve() else [name]
-    options = []
-    for setting in settings:
-        key, equals, value = setting.partition("=")
-        if not equals:
-            raise ConfigError(f"--set takes KEY=VALUE, got {setting!r}")
-        options.append((key, value))
-    tree, paths = load_tree("fit", Arguments(config=files, options=options))
-    set_option(tree, "trainer.logger", "[{class_path: leyden.plugins.CSVLogger}]")
-    callbacks = tree["trainer"].get("callbacks")
-    if isinstance(callbacks, list):
-        callbacks[:] = [item for item in callbacks if not _only_shows(item)]
-    set_option(tree, "trainer.enable_progress_bar", "false")
-    set_option(tree, "test_after_fit", "true")
-    if tree["trainer"].get("devices") in (None, "auto"):
-        set_option(tree, "trainer.devices", "1")
-    if str(tree["trainer"]["devices"]) != "1" or str(tree["trainer"].get("num_nodes", 1)) != "1":
-        raise ConfigError(
-            f"{name} asks for several devices; a comparison makes each run on one: --set trainer.devices=1"
-        )
-    return Job(Path(), tree, paths, seeds)
-
-
-def source_digest(name: str) -> str:
-    """Digest of a config as it is written now, as evidence has it: without the defaults of classes."""
-    return _digest(plain(_load(name, [], []).tree))
-
-
-def _digest(content: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:12]
-
-
-def _only_shows(item: Section | str) -> bool:
-    return (item if isinstance(item, str) else item["class_path"]).endswith(ONLY_SHOW)
-
-
-def _resolve(name: str, job: Job) -> Arm:
-    """Parses a config."""
-    import yaml
-
-    from leyden.cli.lightning import run_command
-
-    printed = io.StringIO()
-    with redirect_stdout(printed):
-        run_command("fit", job.tree, Arguments(print_config=True), job.files)
-    resolved: dict[str, Any] = yaml.safe_load(printed.getvalue())
-    for key in ("standalone", "seed_everything", "ckpt_path", "weights_only"):
-        resolved.pop(key, None)
-    key = _digest(resolved)
-    return Arm(
-        name, resolved, key, _digest(plain(job.tree)), LOGS / "compare" / RUNS / experiment_name(job.files) / key
-    )
 
 
 # ---- running
@@ -172,14 +118,14 @@ def _run_all(arms: list[Arm], jobs: list[Job], num_processes: int, metric: str) 
     for arm, job in zip(arms, jobs, strict=True):
         missing = []
         for seed in job.seeds:
-            result = finished_result(job.run_folder(seed))
+            result = known_result(job, seed)
             if result is None:
                 missing.append(seed)
             else:
                 _note(arm, seed, result, metric, " (finished before)")
         for part in range(parts):
             if seeds := missing[part::parts]:
-                waiting.append((arm, Job(job.folder, job.tree, job.files, seeds)))
+                waiting.append((arm, replace(job, seeds=seeds)))
 
     if num_processes > 1:  # for the processes: torch reads it when it is imported
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // num_processes)))
@@ -230,6 +176,8 @@ def _note(arm: Arm, seed: int, outcome: dict[str, Any] | str, metric: str, remar
         log = arm.folder / f"seed-{seed}" / "output.log"
         print(f"leyden: error: {arm.name}, seed {seed}: {outcome} ({log})", file=sys.stderr)
         return
+    if arm.stage is not None:
+        outcome = outcome | {"metrics": outcome["stages"][arm.stage]}
     if metric not in outcome["metrics"]:
         logged = ", ".join(sorted(outcome["metrics"])) or "nothing"
         raise ConfigError(f"{arm.name} logged no {metric!r}; it logged: {logged}")

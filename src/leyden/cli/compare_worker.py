@@ -5,6 +5,7 @@ code that the run used), ``output.log`` and, when it has ended, ``result.json``.
 made again; one that was interrupted goes on from its last checkpoint.
 """
 
+import copy
 import fcntl
 import gc
 import hashlib
@@ -26,9 +27,9 @@ from pathlib import Path
 from typing import Any
 
 import leyden
-from leyden.cli.config import Section
+from leyden.cli.config import Section, set_option
 
-__all__ = ["Job", "end_with_parent", "finished_result", "output_to", "work"]
+__all__ = ["Job", "end_with_parent", "finished_result", "known_result", "output_to", "work"]
 
 SOURCES, RESULT = "sources.json", "result.json"
 PACKAGE = __name__.split(".")[0]
@@ -45,12 +46,18 @@ class Job:
         tree: the merged config.
         files: the config files that were named.
         seeds: of the runs, in order.
+        evaluate: function that evaluates the fit's checkpoint, and its arguments; None if the fit's own test does.
+        stages: file of stages that are run in place of a fit; ``tree`` has ``options`` then, keys and values for all.
+        stage: the only one of them whose metrics count.
     """
 
     folder: Path
     tree: Section
     files: list[Path]
     seeds: list[int]
+    evaluate: tuple[str, dict[str, Any]] | None = None
+    stages: Path | None = None
+    stage: str | None = None
 
     def run_folder(self, seed: int) -> Path:
         """Folder of a run."""
@@ -61,6 +68,16 @@ def finished_result(folder: Path) -> dict[str, Any] | None:
     """What a run has left, if it has ended and its code is still the same."""
     result = folder / RESULT
     return json.loads(result.read_text()) if result.is_file() and _same_code(folder) else None
+
+
+def known_result(job: Job, seed: int) -> dict[str, Any] | None:
+    """What is known of a run, evaluated as the job asks, if its code is still the same."""
+    folder = job.run_folder(seed)
+    fit = finished_result(folder)
+    if fit is None or job.evaluate is None:
+        return fit
+    part = finished_result(_evaluation_folder(folder, job.evaluate))
+    return None if part is None else fit | part
 
 
 def work(job: Job, connection: Connection) -> None:
@@ -74,7 +91,8 @@ def work(job: Job, connection: Connection) -> None:
             fcntl.flock(lock, fcntl.LOCK_EX)  # another comparison may share this run
             with output_to(folder / "output.log"):
                 try:
-                    outcome: dict[str, Any] | str = finished_result(folder) or _run(job, seed)
+                    found = finished_result(folder) or _run(job, seed)
+                    outcome: dict[str, Any] | str = found | _evaluate(job, seed)
                 except (Exception, SystemExit) as error:
                     traceback.print_exc()
                     outcome = " ".join(str(error).split()) or type(error).__name__
@@ -91,12 +109,43 @@ def _run(job: Job, seed: int) -> dict[str, Any]:
             if path.name != "output.log":
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
     gc.collect()
-    fit = ComparedFit(job.tree, job.files, folder, seed, write_sources=lambda: _write_sources(folder))
-    result = fit.result | {"seed": seed, "versions": _versions()}
+    if job.stages is not None:
+        from leyden.cli.compared_stages import run_stages
+
+        _write_sources(folder)
+        found = run_stages(job.stages, job.tree["options"], folder, seed)
+    else:
+        found = ComparedFit(job.tree, job.files, folder, seed, write_sources=lambda: _write_sources(folder)).result
+    result = found | {"seed": seed, "versions": _versions()}
     _write_sources(folder)  # some modules are imported in the middle of a fit
     with replace_file(folder / RESULT) as file:
         file.write(json.dumps(result, indent=1).encode())
     return result
+
+
+def _evaluate(job: Job, seed: int) -> dict[str, Any]:
+    """What differs from the fit's result."""
+    if job.evaluate is None:
+        return {}
+    from leyden.cli.compared_stages import evaluate_fit
+    from leyden.plugins.replace_file import replace_file
+
+    folder = _evaluation_folder(job.run_folder(seed), job.evaluate)
+    known = finished_result(folder)
+    if known is not None:
+        return known
+    tree = copy.deepcopy(job.tree)
+    set_option(tree, "seed_everything", str(seed))
+    result = evaluate_fit(tree, job.files, job.run_folder(seed), *job.evaluate)
+    _write_sources(folder)
+    with replace_file(folder / RESULT) as file:
+        file.write(json.dumps(result, indent=1).encode())
+    return result
+
+
+def _evaluation_folder(folder: Path, evaluate: tuple[str, dict[str, Any]]) -> Path:
+    key = hashlib.sha256(json.dumps(evaluate, sort_keys=True, default=str).encode()).hexdigest()[:12]
+    return folder / f"evaluate-{key}"
 
 
 # ---- code

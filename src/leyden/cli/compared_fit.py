@@ -14,7 +14,7 @@ from leyden.cli.commands import Arguments
 from leyden.cli.config import Section, set_option
 from leyden.cli.lightning import LeydenCLI
 
-__all__ = ["ComparedFit"]
+__all__ = ["FLOOR", "ComparedFit", "forget_peak", "peak_memory"]
 
 
 class ComparedFit(LeydenCLI):
@@ -46,14 +46,14 @@ class ComparedFit(LeydenCLI):
     def before_fit(self) -> None:
         """Starts clocks and meters."""
         self.write_sources()
-        _forget_peak()
+        forget_peak()
         self.cpu_started = time.process_time()
         super().before_fit()
 
     def after_fit(self) -> None:
         """Reads them, then tests."""
         seconds, cpu_seconds = time.monotonic() - self.started, time.process_time() - self.cpu_started
-        memory, metrics = _peak_memory() - FLOOR, self._metrics()
+        memory, metrics = peak_memory() - FLOOR, self._metrics()
         if torch.cuda.is_available() and self.trainer.strategy.root_device.type == "cuda":
             memory = torch.cuda.max_memory_allocated() / 2**20
         super().after_fit()
@@ -74,15 +74,16 @@ class ComparedFit(LeydenCLI):
         return {name: value if math.isfinite(value) else None for name, value in values.items()}  # JSON has no NaN
 
 
-def _forget_peak() -> None:
+def forget_peak() -> None:
+    """Starts the meter of memory anew, where the system lets it."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
     with suppress(OSError):  # the peak is then that of the process so far
         Path("/proc/self/clear_refs").write_text("5")
 
 
-def _peak_memory() -> float:
-    """Greatest resident memory, in MiB, since `_forget_peak` where the system can say so."""
+def peak_memory() -> float:
+    """Greatest resident memory, in MiB, since `forget_peak` where the system can say so."""
     try:
         status = Path("/proc/self/status").read_text().splitlines()
     except OSError:
@@ -90,5 +91,5 @@ def _peak_memory() -> float:
     return next(int(line.split()[1]) for line in status if line.startswith("VmHWM")) / 2**10
 
 
-_forget_peak()
-FLOOR = _peak_memory()  # all modules are imported, nothing is made
+forget_peak()
+FLOOR = peak_memory()  # all modules are imported, nothing is made

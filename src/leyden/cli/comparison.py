@@ -31,6 +31,8 @@ class Arm:
         folder: of its runs.
         results: of the runs, by seed.
         failures: what went wrong, by seed.
+        stage: of a stages file, whose metrics count; None for the last that has the metric.
+        log: where below a run's folder the fit lies whose curves are shown.
     """
 
     name: str
@@ -40,6 +42,8 @@ class Arm:
     folder: Path
     results: dict[int, dict[str, Any]] = field(default_factory=dict)
     failures: dict[int, str] = field(default_factory=dict)
+    stage: str | None = None
+    log: str = ""
 
     def values(self, metric: str) -> dict[int, float]:
         """The metric by seed; a run that diverged has no finite one and counts as failed."""

@@ -11,9 +11,9 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 
 from leyden.cli.commands import Arguments
-from leyden.cli.compare import ONLY_SHOW
 from leyden.cli.config import ConfigError, Section, set_option
 from leyden.cli.lightning import LeydenCLI, quiet_lightning
+from leyden.cli.quiet import only_measured
 
 __all__ = ["Evaluation"]
 
@@ -30,7 +30,9 @@ class Evaluation(LeydenCLI):
 
     def __init__(self, tree: Section, files: list[Path], folder: Path, command: str = "validate") -> None:
         quiet_lightning()
-        tree = without_logs(tree)
+        only_measured(tree, logger="false")
+        for key in ("devices", "num_nodes"):
+            set_option(tree, f"trainer.{key}", "1")
         self._weights = LoadedState()
         super().__init__(command, tree, Arguments(resume=str(folder)), files)
 
@@ -109,19 +111,6 @@ class LoadedState(Callback):
         if self.measure_batch_norm:
             device = trainer.strategy.root_device
             update_bn(_inputs(trainer.datamodule, device), pl_module.to(device))  # type: ignore[attr-defined]
-
-
-def without_logs(tree: Section) -> Section:
-    """Takes from a config what only shows or logs a run, and gives it one device; in place."""
-    set_option(tree, "trainer.logger", "false")
-    callbacks = tree["trainer"].get("callbacks")
-    if isinstance(callbacks, list):
-        paths = [(item, item if isinstance(item, str) else item["class_path"]) for item in callbacks]
-        callbacks[:] = [item for item, path in paths if not path.endswith(ONLY_SHOW)]
-    set_option(tree, "trainer.enable_progress_bar", "false")
-    set_option(tree, "trainer.devices", "1")
-    set_option(tree, "trainer.num_nodes", "1")
-    return tree
 
 
 def _inputs(data: LightningDataModule, device: torch.device) -> Iterable[Tensor]:

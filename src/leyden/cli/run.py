@@ -52,7 +52,7 @@ def run(argv: Sequence[str]) -> int:
     arguments = _parse(argv)
     running: list[str] = []  # the stage in which an error happens
     try:
-        return _Run(arguments, running).go()
+        return Run(arguments, running).go()
     except KeyboardInterrupt:
         print("leyden: interrupted; 'leyden run --resume FOLDER' goes on", file=sys.stderr)
         return 130
@@ -87,25 +87,49 @@ def _parse(argv: Sequence[str]) -> Namespace:
     return arguments
 
 
-class _Run:
-    def __init__(self, arguments: Namespace, running: list[str]) -> None:
+class Run:
+    """A run of stages.
+
+    Args:
+        arguments: of the command.
+        running: gets the label of the stage that runs, for the message of an error.
+        folder: of the run, whether there is one already or not; None for the command's own.
+
+    Attributes:
+        stages: the file.
+        options: keys and values for all stages.
+        records: what has been done, by label.
+
+    Raises:
+        ConfigError: the file, or the folder to be resumed, is none.
+    """
+
+    def __init__(self, arguments: Namespace, running: list[str], *, folder: Path | None = None) -> None:
         self.running = running
         self.jobs = arguments.jobs
-        self.resumes = arguments.resume is not None
+        self.resumes = arguments.resume is not None or (folder is not None and (folder / RECORDS).is_file())
         self.first = arguments.first
-        self.folder = Path(arguments.resume or "")
+        self.folder = folder or Path(arguments.resume or "")
         self.records: dict[str, Any] = {}
         self.labels: list[str] = []  # of what belongs to this run; there may be records of rounds that it has no more
         self.settings: list[str] = arguments.set
         if self.resumes:
-            self._read()
+            self._read(with_settings=folder is None)
         path = self.folder / STAGES if arguments.stages is None else find_stages(arguments.stages)
         self.stages = read_stages(path)
         self.options = [_option(setting) for setting in self.settings]
-        if not self.resumes:
+        if not self.resumes and folder is None:
             self.folder = LOGS / stages_name(path) / (arguments.name or time.strftime("%Y-%m-%d_%H-%M-%S"))
 
     def go(self) -> int:
+        """Runs what has not been done.
+
+        Returns:
+            The exit code.
+
+        Raises:
+            Exception: whatever went wrong.
+        """
         if self.first is not None:
             self._forget_from(self.first)
         check_stages(self.stages, self.options, self.folder)
@@ -128,6 +152,8 @@ class _Run:
             if code:
                 return code
         self._print_summary()
+        if not self.stages.measured:
+            self._write_page()
         return 0
 
     # ---- stages
@@ -331,13 +357,14 @@ class _Run:
             )
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    def _read(self) -> None:
+    def _read(self, *, with_settings: bool) -> None:
         path = self.folder / RECORDS
         if not path.is_file():
             raise ConfigError(f"--resume: {self.folder} is no folder of a run of stages, it has no {RECORDS}")
         content = json.loads(path.read_text())
         self.records = content["stages"]
-        self.settings = [*content["set"], *self.settings]
+        if with_settings:
+            self.settings = [*content["set"], *self.settings]
 
     def _write(self) -> None:
         content = {"set": self.settings, "stages": self.records}
@@ -348,6 +375,16 @@ class _Run:
 
         with replace_file(self.folder / name) as file:
             file.write(content)
+
+    def _write_page(self) -> None:
+        """Writes the page of the whole run; what is wrong with a page is no fault of the run."""
+        from leyden.cli.report.command import PAGE, write_report
+
+        try:
+            write_report([self.folder], self.folder / PAGE)
+            print(f"leyden: {self.folder / PAGE}")
+        except (ConfigError, OSError) as error:
+            print(f"leyden: warning: no page: {' '.join(str(error).split())}", file=sys.stderr)
 
     def _forget_from(self, first: str) -> None:
         """Forgets a stage and all after it, in its rounds too."""

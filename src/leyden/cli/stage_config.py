@@ -15,6 +15,7 @@ import yaml
 from leyden.cli.combine import read_combination
 from leyden.cli.commands import Arguments, load_tree
 from leyden.cli.config import ConfigError, Section, plain, set_option
+from leyden.cli.quiet import only_measured
 from leyden.cli.stages import FILE_KINDS, TRAINER_COMMANDS, Loop, Source, Stage, Stages
 
 __all__ = ["ARGUMENTS", "MISSING", "Resolver", "check_stages", "network_section", "stage_tree"]
@@ -100,6 +101,8 @@ def _stage_tree(
     if source is None or stage.config:
         for key, text in options:
             set_option(tree, key, text)
+    if stages.measured:
+        only_measured(tree)
     _use_one_device(tree)
     if stage.members is not None and "seed_everything" not in values:
         seed = str(tree.get("seed_everything", 0))
@@ -145,13 +148,17 @@ def _in_stage(stage: Stage, error: Exception) -> ConfigError:
 # ---- checks before the first stage
 
 
-def check_stages(stages: Stages, options: list[tuple[str, str]], folder: Path) -> None:
+def check_stages(stages: Stages, options: list[tuple[str, str]], folder: Path) -> dict[str, dict[str, Any]]:
     """Parses the config of every stage, with stand-ins for what is taken, and checks what it gives and takes.
+
+    Returns:
+        The resolved configs by stage, in the last round.
 
     Raises:
         ConfigError: something would fail later.
     """
     written: dict[str, str] = {}
+    configs: dict[str, dict[str, Any]] = {}
     for loop, stage in stages:
         # a later round takes all that there is to take; the values of `by_round` differ in each
         last = (loop.rounds or 2) - 1 if loop.repeats else 0
@@ -165,11 +172,15 @@ def check_stages(stages: Stages, options: list[tuple[str, str]], folder: Path) -
                     _check_kind(key, source, resolved)
             except (ConfigError, ImportError) as error:
                 raise _in_stage(stage, error) from error
+            configs[stage.name] = resolved
+    return configs
 
 
 def _check_stage(stage: Stage, tree: Section, files: list[Path]) -> dict[str, Any]:
     """Checks one stage's config and arguments, and returns them with defaults."""
     arguments = tree.pop(ARGUMENTS, tree)
+    from leyden.cli.trainless_stages import check_function  # imports this file
+
     numbers = [name for name in stage.gives if name not in FILE_KINDS]
     if stage.run == "curate":
         from leyden.cli.curating import parse_curation
@@ -178,7 +189,8 @@ def _check_stage(stage: Stage, tree: Section, files: list[Path]) -> dict[str, An
             raise ConfigError(f"it gives {numbers[0]}, but a curate gives a dataset only")
         return parse_curation(tree).resolved
     if stage.run == "call":
-        _check_function(stage, {"folder": Path(), **arguments})
+        assert stage.function is not None
+        check_function(stage.function, [], {"folder": Path(), **arguments})
     else:
         command = stage.run
         if stage.run == "combine":
@@ -189,7 +201,8 @@ def _check_stage(stage: Stage, tree: Section, files: list[Path]) -> dict[str, An
         elif stage.run == "evaluate":
             command = "test"
             extra = {key: value for key, value in arguments.items() if key != "ckpt_path"}
-            _check_function(stage, extra)
+            assert stage.function is not None
+            check_function(stage.function, [None, None], extra)  # method, data
         resolved = _parse(command, tree, files)
         if stage.run != "evaluate":
             _check_metrics(stage, resolved, command, numbers)
@@ -227,17 +240,6 @@ def _parse(command: str, tree: Section, files: list[Path]) -> dict[str, Any]:
     with redirect_stdout(printed):
         run_command(command, tree, Arguments(print_config=True), files)
     return yaml.load(printed.getvalue(), getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-
-
-def _check_function(stage: Stage, arguments: dict[str, Any]) -> None:
-    from leyden.cli.trainless_stages import load_function
-
-    assert stage.function is not None
-    try:
-        leading = [None, None] if stage.run == "evaluate" else []  # method, data
-        inspect.signature(load_function(stage.function)).bind(*leading, **arguments)
-    except TypeError as error:
-        raise ConfigError(f"{stage.function}: {error}") from error
 
 
 def _check_paths(stage: Stage, loop: Loop, resolved: dict[str, Any], written: dict[str, str]) -> None:

@@ -170,6 +170,7 @@ class Stages:
         set: keys and values of all stages.
         loops: in order.
         givers: the stages by name, with their loop.
+        measured: whether what only shows a run is left out of all configs.
     """
 
     path: Path
@@ -177,6 +178,7 @@ class Stages:
     set: list[Setting]
     loops: list[Loop] = field(default_factory=list)
     givers: dict[str, tuple[Loop, Stage]] = field(default_factory=dict)
+    measured: bool = False
 
     def __iter__(self) -> Iterator[tuple[Loop, Stage]]:
         return iter(self.givers.values())

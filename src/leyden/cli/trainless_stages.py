@@ -1,5 +1,7 @@
 """Stages without a Trainer's command: combinations, curations, evaluations by a function, and calls."""
 
+import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,14 @@ from leyden.plugins.replace_file import replace_file
 if TYPE_CHECKING:
     from leyden.cli.stage_task import Task
 
-__all__ = ["call_function", "combine_checkpoints", "curate_dataset", "evaluate_checkpoint", "load_function"]
+__all__ = [
+    "call_function",
+    "check_function",
+    "combine_checkpoints",
+    "curate_dataset",
+    "evaluate_checkpoint",
+    "load_function",
+]
 
 
 def call_function(task: "Task") -> dict[str, Any]:
@@ -106,6 +115,18 @@ def load_function(path: str) -> Any:
     if not callable(function):
         raise ConfigError(f"{path} is no function")
     return function
+
+
+def check_function(path: str, leading: list[Any], arguments: Mapping[str, Any]) -> None:
+    """Checks that there is a function, and that it takes what it will be called with.
+
+    Raises:
+        ConfigError: it does not.
+    """
+    try:
+        inspect.signature(load_function(path)).bind(*leading, **arguments)
+    except TypeError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _split(tree: Section) -> tuple[Section, dict[str, Any]]:
