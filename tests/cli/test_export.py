@@ -1,6 +1,7 @@
 import json
 import subprocess
 import sys
+import warnings
 
 import onnxruntime
 import pytest
@@ -8,6 +9,7 @@ import safetensors.torch
 import torch
 from safetensors import safe_open
 from torch import nn
+from torch.nn.utils import parametrize
 
 from leyden.cli import main
 from leyden.cli.export_formats import FORMATS, write_checked
@@ -73,7 +75,8 @@ def read_safetensors(path, x):
 
 
 def read_torchscript(path, x):
-    with pytest.deprecated_call():
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of PyTorch 2.13
         return torch.jit.load(path)(x)
 
 
@@ -144,7 +147,10 @@ def test_layers_of_a_callback_do_not_fit_into_safetensors(run, monkeypatch, caps
     monkeypatch.chdir(run)
     fit("wider", "--trainer.callbacks+=export_parts.WiderHead")
     assert main(["export", "logs/default/wider", "--to=safetensors"]) == 1
-    assert "a callback changed its layers; the formats pt2 and onnx hold layers too" in capsys.readouterr().err
+    assert (
+        "a callback changed layers, or took weights apart that the config ties: pt2 and onnx hold"
+        in capsys.readouterr().err
+    )
     assert not list((run / "logs/default/wider").rglob("*.safetensors*"))
     assert main(["export", "logs/default/wider", "--to=pt2"]) == 0
 
@@ -162,6 +168,33 @@ def networks():
 def test_kinds_of_networks(form, tmp_path):
     for network, x in networks():
         assert write_checked(FORMATS[form], network.eval(), [x, x[:1], x[:3]], {"a": "b"}, tmp_path / "x") < 1e-5
+
+
+class Half(nn.Module):
+    def forward(self, weight):
+        return weight / 2
+
+
+def test_a_parametrized_weight_that_is_tied(tmp_path):
+    def network():
+        torch.manual_seed(0)
+        network = GPT(11, 8, dim=16, depth=1, num_heads=2).eval()
+        plain = network(tokens)
+        parametrize.register_parametrization(network.head, "weight", Half())
+        torch.testing.assert_close(network(tokens), plain / 2)
+        return network
+
+    tokens = torch.randint(11, (4, 8))
+    config = {"vocab_size": 11, "context": 8, "dim": 16, "depth": 1, "num_heads": 2}
+    tied, untied = (
+        {"class_path": "leyden.models.GPT", "init_args": {**config, "tie_weights": t}} for t in (True, False)
+    )
+    path = tmp_path / "x"
+    with torch.no_grad():
+        assert write_checked(FORMATS["pt2"], network(), [tokens], {}, path) < 1e-6
+        with pytest.raises(ValueError, match="gives other outputs.* took weights apart that the config ties"):
+            write_checked(FORMATS["safetensors"], network(), [tokens], {"network": json.dumps(tied)}, path)
+        assert write_checked(FORMATS["safetensors"], network(), [tokens], {"network": json.dumps(untied)}, path) == 0.0
 
 
 class SignOfTheBatch(Network):
@@ -182,6 +215,27 @@ def test_other_outputs_are_not_written(tmp_path):
     with pytest.raises(ValueError, match="gives other outputs, by up to .*: it was not written"):
         write_checked(FORMATS["torchscript"], SignOfTheBatch().eval(), [x, -x], {}, path)
     assert [file.read_bytes() for file in tmp_path.iterdir()] == [b"before"]
+
+
+class Rounded(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()
+
+
+class Rounding(SignOfTheBatch):
+    """Calls Python from inside, which no format but safetensors holds."""
+
+    def features(self, x):
+        return Rounded.apply(x)
+
+
+def test_what_a_format_cannot_hold_is_said_in_one_line(tmp_path):
+    x = torch.ones(2, 2)
+    with pytest.raises(ValueError, match=r"cannot hold a Rounding .*'Rounded'.*\(--to safetensors holds") as caught:
+        write_checked(FORMATS["torchscript"], Rounding().eval(), [x], {}, tmp_path / "x.ts")
+    assert "\n" not in str(caught.value)
+    assert not list(tmp_path.iterdir())
 
 
 def test_load_exported_bad_files(tmp_path):

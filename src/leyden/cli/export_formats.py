@@ -1,6 +1,7 @@
 """The formats of ``leyden export``: how a network is written, and how it is run from the file."""
 
 import logging
+import re
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from leyden.weights import pack_weights
 __all__ = ["FORMATS", "Format", "bake_parametrizations", "write_checked"]
 
 TOLERANCE = 1e-4  # of the largest output, or of 1: other programs add up in another order
+OTHER_LAYERS = (
+    "; a callback changed layers, or took weights apart that the config ties: pt2 and onnx hold the network as it is"
+)
 Run = Callable[[Tensor], Tensor]
 
 
@@ -30,10 +34,12 @@ class Format:
     Attributes:
         write: takes network, example ``[N, ...]``, metadata and file.
         read: takes the file, returns what maps inputs to outputs.
+        otherwise: what to do where the outputs differ.
     """
 
     write: Callable[[Network, Tensor, dict[str, str], BinaryIO], None]
     read: Callable[[str], Run]
+    otherwise: str = ""
 
 
 @torch.no_grad()
@@ -51,28 +57,46 @@ def write_checked(form: Format, network: Network, inputs: list[Tensor], metadata
         The largest absolute difference of an output.
 
     Raises:
-        ValueError: outputs differ.
+        ValueError: the format cannot hold the network, or outputs differ.
         ImportError: a package is missing.
     """
     expected = [network(x) for x in inputs]
     bake_parametrizations(network)
     with replace_file(path) as file:
-        form.write(network, inputs[0], metadata, file)
+        _write(form, network, inputs[0], metadata, file)
         file.flush()
         run = form.read(file.name)
-        differences = [_difference(run(x), y) for x, y in zip(inputs, expected, strict=True)]
+        differences = [_difference(run(x), y, form.otherwise) for x, y in zip(inputs, expected, strict=True)]
     return max(differences)
+
+
+def _write(form: Format, network: Network, example: Tensor, metadata: dict[str, str], file: BinaryIO) -> None:
+    try:
+        form.write(network, example, metadata, file)
+    except (ImportError, OSError):
+        raise
+    except Exception as error:  # of the tracers, which have many of their own
+        reason = (str(error).strip() or type(error).__name__).split("\n")[0]
+        reason = re.sub(r"\x1b\[\d+m", "", reason)[:200]
+        raise ValueError(
+            f"this format cannot hold a {type(network).__name__} with the layers that it has: {reason} "
+            "(--to safetensors holds the weights alone)"
+        ) from error
 
 
 def bake_parametrizations(network: nn.Module) -> None:
     """Turns every parametrized tensor into a plain one of its present value."""
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
-            for name in list(module.parametrizations):  # type: ignore[arg-type]
-                parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+            for name, parametrization in list(module.parametrizations.items()):  # type: ignore[operator, union-attr]
+                value = getattr(module, name).detach().clone()
+                # what lies under it may be tied to a tensor elsewhere, which must not change with it
+                parametrize.remove_parametrizations(module, name, leave_parametrized=not parametrization.is_tensor)
+                is_buffer = name in module._buffers
+                setattr(module, name, value if is_buffer else nn.Parameter(value, requires_grad=False))
 
 
-def _difference(output: Tensor, expected: Tensor) -> float:
+def _difference(output: Tensor, expected: Tensor, otherwise: str) -> float:
     if output.shape != expected.shape:
         raise ValueError(
             f"the exported network gives outputs of shape {tuple(output.shape)} instead of {tuple(expected.shape)}: "
@@ -80,7 +104,9 @@ def _difference(output: Tensor, expected: Tensor) -> float:
         )
     difference = (output - expected).abs().max().item()
     if not difference <= TOLERANCE * max(1.0, expected.abs().max().item()):  # NaN too
-        raise ValueError(f"the exported network gives other outputs, by up to {difference:.1e}: it was not written")
+        raise ValueError(
+            f"the exported network gives other outputs, by up to {difference:.1e}: it was not written{otherwise}"
+        )
     return difference
 
 
@@ -96,8 +122,7 @@ def _read_safetensors(path: str) -> Run:
         return load_exported(path)
     except ValueError as error:
         raise ValueError(
-            f"the network that the config describes is not the one that was trained ({error}): a callback changed its "
-            "layers; the formats pt2 and onnx hold layers too"
+            f"the network that the config describes is not the one that was trained ({error}){OTHER_LAYERS}"
         ) from error
 
 
@@ -168,7 +193,7 @@ def _require_onnx() -> None:
 
 
 FORMATS = {
-    "safetensors": Format(_write_safetensors, _read_safetensors),
+    "safetensors": Format(_write_safetensors, _read_safetensors, OTHER_LAYERS),
     "torchscript": Format(_write_torchscript, _read_torchscript),
     "pt2": Format(_write_pt2, _read_pt2),
     "onnx": Format(_write_onnx, _read_onnx),
