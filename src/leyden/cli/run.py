@@ -38,7 +38,7 @@ from leyden.cli.stages import (
 if TYPE_CHECKING:
     from leyden.cli.stage_task import Outcome, Task
 
-__all__ = ["find_stages", "run"]
+__all__ = ["Run", "find_stages", "run"]
 
 STAGES, RECORDS, LOCK = "stages.yaml", "stages.json", ".lock"
 
@@ -417,7 +417,7 @@ def _names(loop: Loop) -> list[str]:
 
 def find_stages(name: str) -> Path:
     """Finds a stages file by its path or its name below ``configs/stages/``; any other config file as `find_config`."""
-    for path in (config_folder() / "stages" / name, config_folder() / "stages" / f"{name}.yaml"):
+    for path in (Path(name), config_folder() / "stages" / name, config_folder() / "stages" / f"{name}.yaml"):
         if path.is_file():
             return path
     return find_config(name)
