@@ -3,6 +3,7 @@ from .adapters import TransformersNetwork as TransformersNetwork
 from .convnet import ConvNet as ConvNet
 from .exported import load_exported as load_exported
 from .gpt import GPT as GPT
+from .hyper_mlp import HyperMLP as HyperMLP
 from .mlp import MLP as MLP
 from .pretrained import pretrained as pretrained
 from .resnet import ResNet as ResNet
