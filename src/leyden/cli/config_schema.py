@@ -62,6 +62,7 @@ class _Builder:
             "model": self.place(LightningModule),
             "data": self.place(LightningDataModule),
             "trainer": self.arguments(Trainer),
+            "evaluate": _evaluator(),
             "ckpt_path": {"description": "checkpoint to go on from or to evaluate", "type": ["string", "null"]},
             "weights_only": {"type": ["boolean", "null"]},
             "verbose": _plain(bool),
@@ -272,6 +273,17 @@ def _config_names() -> list[str]:
     folder = config_folder()
     paths = [path.relative_to(folder).with_suffix("").as_posix() for path in sorted(folder.rglob("*.yaml"))]
     return [path.removeprefix("experiment/") for path in paths if not path.startswith(("stages/", "sweep/"))]
+
+
+def _evaluator() -> Schema:
+    """What `leyden compare` evaluates a fit with."""
+    function = {"type": "string", "pattern": ANY_PATH}
+    return {
+        "type": "object",
+        "description": "a function that leyden compare calls with the best weights",
+        "properties": {"function": function, "arguments": {"type": "object"}},
+        "additionalProperties": False,
+    }
 
 
 def _stages() -> Schema:
