@@ -17,17 +17,8 @@ from leyden.catalog.parts import describe_part
 ROOT = Path(__file__).parents[1]
 ROOMS = ROOT / "src" / "leyden"
 # in this order; pages that are not named here follow by name
-HOW_TO = (
-    "compare",
-    "your-method",
-    "composing-methods",
-    "your-data",
-    "sweeps",
-    "wandb",
-    "many-nodes",
-    "stages",
-    "distill",
-)
+HOW_TO = ["compare", "report", "your-method", "composing-methods", "your-data", "your-template", "sweeps", "wandb"]
+HOW_TO += ["many-nodes", "stages", "distill", "my-loss-diverges", "editor", "predict", "export"]
 MAX_SIGNATURE = 84  # letters in a line of a page
 EXPORT = re.compile(r"^from \.(\w+) import (\w+) as \w+$", re.M)
 ROOM_TEXTS = {

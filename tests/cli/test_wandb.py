@@ -4,6 +4,7 @@ import csv
 import json
 import re
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -91,6 +92,9 @@ def test_a_run_and_its_continuation_are_one_run():
         steps, values = zip(*history(first, name), *history(second, name), strict=True)
         assert (list(steps), pytest.approx(list(values))) == tuple(map(list, zip(*logged(name), strict=True)))
     assert not Path("wandb").exists()
+
+    sync = [sys.executable, "-m", "wandb", "sync", "--dry-run", str(first.parent), str(second.parent)]
+    assert "Would sync 2 run(s)" in subprocess.run(sync, capture_output=True, text=True, check=True).stderr
 
 
 def test_config_summary_and_artifact():
