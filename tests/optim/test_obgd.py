@@ -4,7 +4,6 @@ from functools import partial
 
 import pytest
 import torch
-from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
 from torch.nn import Parameter
 
 from leyden.optim import AdaptiveObGD, ObGD
@@ -137,27 +136,6 @@ def test_goes_on_with_the_same_bits(make, dtype):
         optimizer = make(params)
         optimizer.load_state_dict(saved["optimizer"])
         assert all(map(torch.equal, train(optimizer, params, range(1 + cut, 1 + STEPS)), whole))
-
-
-def train_shared():
-    mesh = init_device_mesh("cpu", (2,))
-    results = []
-    for make in MAKES:
-        params = [Parameter(distribute_tensor(p, mesh, [Shard(0)])) for p in start()]
-        optimizer = make(params)
-        for t in range(1, 1 + STEPS):
-            for p, grad in zip(params, gradients(t), strict=True):
-                p.grad = distribute_tensor(grad, mesh, [Shard(0)])
-            optimizer.step(delta=3.0 * math.sin(t), reset=t == 5)
-        results.append([p.detach().full_tensor() for p in params])
-    return results
-
-
-def test_shared_tensors_end_as_whole_ones(run_processes):
-    for results in run_processes(train_shared, 2):
-        for params, expected in zip(results, EXPECTED, strict=True):
-            for p, values in zip(params, expected, strict=True):
-                torch.testing.assert_close(p, torch.tensor(values, dtype=torch.float64), rtol=1e-10, atol=1e-12)
 
 
 def test_nothing_to_do():

@@ -25,7 +25,7 @@ __all__ = [
     "with_gradient",
 ]
 
-_PIECE = 2**18  # elements per thread that one pass reads and the next still finds in the cache
+_PIECE = 2**16  # elements per thread that one pass reads and the next still finds in the cache
 
 
 def check_at_least_zero(**settings: float) -> None:

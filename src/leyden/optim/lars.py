@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from leyden.optim._common import check_at_least_zero, is_loop_faster, norm, norms, shards, with_gradient
+from leyden.optim._common import check_at_least_zero, is_loop_faster, norm, norms, pieces, shards, with_gradient
 
 __all__ = ["Lars"]
 
@@ -91,19 +91,20 @@ def _update(params: list[Tensor], grads: list[Tensor], buffers: list[Tensor], gr
     lr, momentum, weight_decay, eps = group["lr"], group["momentum"], group["weight_decay"], group["eps"]
     trust_coefficient, nesterov = group["trust_coefficient"], group["nesterov"]
 
-    if is_loop_faster(params):
+    if is_loop_faster(params, grads, buffers):
         for p, grad, buffer in zip(params, grads, buffers, strict=True):
             ratio = 1.0
             if group["adapt"]:
                 length, grad_length = norm(p).item(), norm(grad).item()
                 if length > 0.0 and grad_length > 0.0:
                     ratio = trust_coefficient * length / (grad_length + weight_decay * length + eps)
-            buffer.mul_(momentum).add_(grad, alpha=ratio)
-            if weight_decay > 0.0:
-                buffer.add_(p, alpha=ratio * weight_decay)
-            if nesterov:
-                p.mul_(1.0 - lr * ratio * weight_decay).add_(grad, alpha=-lr * ratio)
-            p.add_(buffer, alpha=-lr * momentum if nesterov else -lr)
+            for p_, grad_, buffer_ in pieces(*shards([p, grad, buffer])):
+                buffer_.mul_(momentum).add_(grad_, alpha=ratio)
+                if weight_decay > 0.0:
+                    buffer_.add_(p_, alpha=ratio * weight_decay)
+                if nesterov:
+                    p_.mul_(1.0 - lr * ratio * weight_decay).add_(grad_, alpha=-lr * ratio)
+                p_.add_(buffer_, alpha=-lr * momentum if nesterov else -lr)
         return
 
     directions = torch._foreach_add(grads, params, alpha=weight_decay)
