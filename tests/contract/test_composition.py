@@ -50,7 +50,10 @@ USES = {
     "AttentionMonitor": Use(observes=True),
     "AuxiliaryZLoss": Use({"weight": 0.1}),
     "DynamicFixedPoint": Use({"bits": 4}),
+    "DPSGD": Use({"target_epsilon": 8.0, "target_delta": 1e-3}),
+    "CAST": Use(optimizer=partial(optim.AdamS, lr=1e-2)),
     "DSnoT": Use(observes=True),  # prunes when the last checkpoint is written
+    "DynamicSparsity": Use({"interval": 2}),
     "EMA": Use({"decay": 0.9}, observes=True),
     "EarlyLearningRegularization": Use(),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
@@ -65,7 +68,19 @@ USES = {
 }
 # pairs that exclude each other by their maths: what the second says of the first
 EXCLUSIVE: dict[tuple[str, str], str] = {
+    ("AttentionMonitor", "DPSGD"): "AttentionMonitor changes the step",
+    ("AuxiliaryZLoss", "DPSGD"): "AuxiliaryZLoss changes the step",
+    ("EarlyLearningRegularization", "DPSGD"): "EarlyLearningRegularization changes the step",
+    ("GhostBatchNorm", "DPSGD"): "stem.1 is a batch norm, which mixes them",
+    ("MESA", "DPSGD"): "MESA changes the step",
+    ("NMSparsity", "DPSGD"): "NMSparsity changes the step",
+    ("ProgressiveNM", "DPSGD"): "is parametrized",
+    ("SAF", "DPSGD"): "SAF changes the step",
+    ("SigmaReparametrization", "DPSGD"): "is parametrized",
+    ("SophiaHessian", "DPSGD"): "SophiaHessian changes the step",
     ("NMSparsity", "ProgressiveNM"): "would both choose which weights of block.attention.q_proj are kept",
+    ("DynamicSparsity", "NMSparsity"): "would both choose which weights of block.attention.q_proj are kept",
+    ("DynamicSparsity", "ProgressiveNM"): "would both choose which weights of block.attention.q_proj are kept",
 }
 
 
@@ -98,11 +113,11 @@ def are_exclusive(names: list[str]) -> bool:
 
 
 class Everything(Network):
-    """Convolution, batch norm, attention and linear layers."""
+    """Convolution, batch norm (or another), attention and linear layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, norm: nn.Module) -> None:
         super().__init__()
-        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), nn.BatchNorm2d(8), nn.ReLU())
+        self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), norm, nn.ReLU())
         self.block = TransformerBlock(8, 2, mlp_ratio=1.0)
         self.feature_dim = 8
         self.head = nn.Linear(8, 10)
@@ -129,6 +144,8 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
     torch.manual_seed(0)
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
+    mixes_no_samples = "DPSGD" in names and "GhostBatchNorm" not in names
+    network = Everything(nn.GroupNorm(2, 8) if mixes_no_samples else nn.BatchNorm2d(8))
     last = LastCheckpoint(every_n_steps=3)
     average = [] if "EMA" in names else [EMA(0.9)]
     trainer = Trainer(
@@ -152,7 +169,7 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    method = Classification(Everything(), optimizer=optimizer)
+    method = Classification(network, optimizer=optimizer)
     data = Digits(num_train=32, batch_size=8, eval_batch_size=16, seed=0)
     trainer.fit(method, data, ckpt_path=last_checkpoint(folder) if resume else None)
     checkpoint = torch.load(last_checkpoint(folder), weights_only=True)

@@ -1,6 +1,9 @@
 from .attention_monitor import AttentionMonitor as AttentionMonitor
+from .cast import CAST as CAST
+from .dp_sgd import DPSGD as DPSGD
 from .dsnot import DSnoT as DSnoT
 from .dynamic_fixed_point import DynamicFixedPoint as DynamicFixedPoint
+from .dynamic_sparsity import DynamicSparsity as DynamicSparsity
 from .elr import EarlyLearningRegularization as EarlyLearningRegularization
 from .ema import EMA as EMA
 from .exact_resume import ExactResume as ExactResume

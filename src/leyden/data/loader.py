@@ -31,7 +31,7 @@ class _Fetch(Dataset):
             batch = self.dataset.__getitems__(indices)
         else:
             batch = default_collate([self.dataset[i] for i in indices])
-        return {**batch, "index": torch.tensor(indices)}
+        return {**batch, "index": torch.tensor(indices, dtype=torch.int64)}
 
 
 def _as_is(batch: Any) -> Any:

@@ -37,9 +37,13 @@ class DataModule(LightningDataModule):
         order: order of the training samples; shuffled if None.
         augment: changes training batches, on the device.
         seed: seed of order and augmentation; that of ``seed_everything`` if None.
+
+    Attributes:
+        sampler_class: of the training loader; a callback that needs another sets it before the loader is made.
     """
 
     num_classes: int | None = None
+    sampler_class: type[GlobalBatchSampler] = GlobalBatchSampler
 
     def __init__(
         self,
@@ -102,7 +106,7 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> ResumableLoader:
         """Training batches of this process."""
         replicas = self._replicas()
-        self.sampler = GlobalBatchSampler(
+        self.sampler = self.sampler_class(
             self.num_samples,
             self.batch_size,
             order=self.order,

@@ -217,10 +217,15 @@ def convert_to_dfp(network: nn.Module, bits: int = 16, skip: Sequence[str] = ("h
 class _Quantize(torch.autograd.Function):
     """Values that integers with one exponent have, in float64; the gradient passes as it is."""
 
+    generate_vmap_rule = True  # for gradients per sample
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
-        ctx.dtype = x.dtype
+    def forward(x: Tensor, bits: int) -> Tensor:
         return _round_trip(x, bits)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.dtype = inputs[0].dtype
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
@@ -230,10 +235,15 @@ class _Quantize(torch.autograd.Function):
 class _QuantizeGradient(torch.autograd.Function):
     """Passes values as they are, and quantises their gradient."""
 
+    generate_vmap_rule = True
+
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bits: int) -> Tensor:
-        ctx.bits = bits
+    def forward(x: Tensor, bits: int) -> Tensor:
         return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, int], output: Tensor) -> None:
+        ctx.bits = inputs[1]
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]
