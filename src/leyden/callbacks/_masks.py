@@ -6,11 +6,11 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.nn.utils import parametrize
 
-from leyden.nn import SRSTE, DecayedNM
+from leyden.nn import SRSTE, DecayedNM, FixedMask
 
 __all__ = ["register_masks"]
 
-_MASKS = {SRSTE: "NMSparsity", DecayedNM: "ProgressiveNM"}
+_MASKS: dict[type[nn.Module], str] = {SRSTE: "NMSparsity", DecayedNM: "ProgressiveNM", FixedMask: "DynamicSparsity"}
 
 
 def register_masks(layers: Mapping[str, nn.Module], parts: Mapping[str, nn.Module]) -> None:

@@ -5,14 +5,14 @@ from collections.abc import Sequence
 from typing import Any, Literal, cast
 
 import torch
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leyden.core import Method, MethodCallback
+from leyden.callbacks._prunes_at_end import PrunesAtEnd
+from leyden.core import Method
 from leyden.core.distributed import all_reduce_sum, rank, world_size
 from leyden.data import DataModule
 from leyden.data.loader import EvalLoader
@@ -22,7 +22,7 @@ from leyden.weights import dsnot_mask, wanda_mask
 __all__ = ["DSnoT"]
 
 
-class DSnoT(MethodCallback):
+class DSnoT(PrunesAtEnd):
     """Prunes linear layers and 2-d convolutions at the end of a fit, and before evaluations, by DSnoT on Wanda's masks.
 
     Layer by layer, in the order of the network's modules, training batches are run through the network as it is pruned
@@ -81,25 +81,9 @@ class DSnoT(MethodCallback):
             raise MisconfigurationException("DSnoT measures on training batches: train with a leyden.data.DataModule")
         self._layers(method.network)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes."""
-        self._prune(trainer, cast(Method, pl_module))
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes, unless it is a validation within a fit."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._prune(trainer, cast(Method, pl_module))
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes."""
-        self._prune(trainer, cast(Method, pl_module))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes."""
-        self._prune(trainer, cast(Method, pl_module))
-
     @torch.no_grad()
-    def _prune(self, trainer: Trainer, method: Method) -> None:
+    def prune(self, trainer: Trainer, method: Method) -> None:
+        """Measures and prunes, layer by layer."""
         training = method.training
         method.eval()
         batches = self._batches(method)

@@ -3,17 +3,18 @@ Sparsity in Large Pre-trained Models: The Weights that Matter", 2023, arXiv 2306
 
 from collections.abc import Sequence
 
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.trainer.states import TrainerFn
+from lightning.pytorch import Trainer
+from torch import nn
 
-from leyden.core import Method, MethodCallback
+from leyden.callbacks._prunes_at_end import PrunesAtEnd
+from leyden.core import Method
 from leyden.nn import prunable_layers, stored_weight
 from leyden.weights import magnitude_prune, nm_prune
 
 __all__ = ["OneShotPruning"]
 
 
-class OneShotPruning(MethodCallback):
+class OneShotPruning(PrunesAtEnd):
     """Sets the smallest weights of linear layers and convolutions to zero at the end of a fit, and before evaluations.
 
     Training, with its validations and checkpoints, is that without the callback. What is evaluated afterwards is
@@ -43,31 +44,20 @@ class OneShotPruning(MethodCallback):
         self.scope = scope
         self.skip = tuple(skip)
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def build(self, method: Method) -> None:
+        """Checks that there are layers to prune."""
+        self._layers(method)
+
+    def prune(self, trainer: Trainer, method: Method) -> None:
         """Prunes."""
-        self._prune(pl_module)
-
-    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes, unless it is a validation within a fit."""
-        if trainer.state.fn != TrainerFn.FITTING:
-            self._prune(pl_module)
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes."""
-        self._prune(pl_module)
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Prunes."""
-        self._prune(pl_module)
-
-    def _prune(self, pl_module: LightningModule) -> None:
-        assert isinstance(pl_module, Method)
-        m = 1 if isinstance(self.sparsity, float | int) else self.sparsity[1]
-        layers = prunable_layers(pl_module.network, skip=self.skip, m=m)
-        weights = {name: stored_weight(layer).data for name, layer in layers.items()}
+        weights = {name: stored_weight(layer).data for name, layer in self._layers(method).items()}
         if isinstance(self.sparsity, float | int):
             pruned = magnitude_prune(weights, self.sparsity, scope=self.scope)
         else:
             pruned = nm_prune(weights, *self.sparsity)
         for name, weight in weights.items():
             weight.copy_(pruned[name])
+
+    def _layers(self, method: Method) -> dict[str, nn.Module]:
+        m = 1 if isinstance(self.sparsity, float | int) else self.sparsity[1]
+        return prunable_layers(method.network, skip=self.skip, m=m)

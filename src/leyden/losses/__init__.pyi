@@ -1,3 +1,5 @@
+from .cast import CastLoss as CastLoss
+from .cast import cast_loss as cast_loss
 from .elr import ELRLoss as ELRLoss
 from .elr import elr_loss as elr_loss
 from .elr import elr_update as elr_update
