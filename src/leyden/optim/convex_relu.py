@@ -88,7 +88,7 @@ def convex_relu_admm(
     X, y = (tensor.detach().to("cpu", torch.float64) for tensor in (X, y))
     active = arrangements.cpu().double()  # [P, N]
     (P, N), D = active.shape, X.shape[1]
-    signs = (2.0 * active - 1.0).repeat(2, 1).unsqueeze(-1) * X  # G, block by block: [2P, N, D]
+    signs = (2.0 * active - 1.0).repeat(2, 1)  # [2P, N]; the blocks of G are diag(signs_i) X
     half = (active.T.unsqueeze(-1) * X.unsqueeze(1)).reshape(N, P * D)
     F = torch.cat([half, -half], 1)  # [N, 2PD]
     system = F.T @ F / rho + torch.block_diag(*[torch.eye(D, dtype=X.dtype) + X.T @ X] * (2 * P))  # signs square to 1
@@ -99,12 +99,12 @@ def convex_relu_admm(
     s = nu = torch.zeros(2 * P, N, dtype=X.dtype)
     residual = torch.inf
     for _ in range(iterations):
-        right = pull + a - lam + torch.einsum("pnd,pn->pd", signs, s - nu)
+        right = pull + a - lam + (signs * (s - nu)) @ X
         u = torch.cholesky_solve(right.view(-1, 1), factor).view(2 * P, D)
         norm = (u + lam).norm(dim=1, keepdim=True)
         a_before, s_before = a, s
         a = (u + lam) * (1.0 - beta / rho / norm.clamp(min=torch.finfo(X.dtype).tiny)).clamp(min=0.0)
-        outside = torch.einsum("pnd,pd->pn", signs, u)  # G u
+        outside = signs * (u @ X.T)  # G u
         s = (outside + nu).relu()
         lam = lam + gamma * (u - a)
         nu = nu + gamma * (outside - s)
