@@ -20,7 +20,7 @@ from leyden.cli.config import Section, plain
 
 __all__ = ["ROOMS", "diagnose", "parser_of"]
 
-# Where a class named without its path is looked for.
+# Where public classes are found.
 ROOMS = (
     "leyden.callbacks",
     "leyden.data",
