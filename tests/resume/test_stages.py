@@ -72,10 +72,10 @@ def command(tmp_path, monkeypatch):
             text = text.replace("rounds: 5", "rounds: 2")
         elif example == "soup":
             text = text.replace("members: 4", "members: 2")
-        elif example == "prune_combine":  # as many samples as are predicted
+        elif example == "pruned_data":  # as many samples as are predicted
             few = "{class_path: leyden.data.Digits, init_args: {num_train: 100}}"
             text = text.replace("source: leyden.data.Digits", f"source: {few}").replace("images_per_class: 10, ", "")
-            text = text.replace("members: 3", "members: 2").replace("factor: 2", "factor: 1")
+            text = text.replace("members: 3", "members: 2")
         Path(f"{example}.yaml").write_text(text)
         return ["run", f"{example}.yaml", f"--name={name}", "--set", *SETTINGS, "--debug"]
 
