@@ -22,7 +22,6 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from leyden.callbacks._test_record import TestRecord
-from leyden.core.distributed import world_size
 
 __all__ = ["RunRecord"]
 
@@ -53,9 +52,12 @@ class RunRecord(Callback):
         if num_worst < 0:
             raise ValueError(f"num_worst must be at least 0, got {num_worst}")
         self.num_worst = num_worst
-        self._optimizers: list[Optimizer] = []
+        self._loop: Any = None  # of the running fit: looked up once, as each step needs it
+        self._every = 0  # steps between two that the loggers write
         self._step = -1
         self._in_step = 0  # samples of this process in the running optimizer step
+        self._seen = 0  # and in this session
+        self._norms: dict[str, Tensor] = {}  # of the last logged step, not written yet
         self._timing: _Timing | None = None
         self._sessions: list[dict[str, Any]] = []
         self._test: TestRecord | None = None
@@ -64,34 +66,53 @@ class RunRecord(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Forgets the fit before."""
-        self._optimizers = trainer.optimizers
-        self._step, self._in_step = -1, 0
+        self._loop = trainer.fit_loop.epoch_loop
+        self._every = trainer.log_every_n_steps  # type: ignore[attr-defined]
+        self._step, self._in_step, self._seen = -1, 0, 0
+        self._norms = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Counts samples; after a step that was logged, when no work waits on the device, looks at the clock."""
-        step = trainer.fit_loop.epoch_loop._batches_that_stepped
+        """Counts samples; after a logged step, when no work waits on the device, writes and reads the clock."""
+        step = self._loop._batches_that_stepped
         if step != self._step:
             if self._step < 0 and trainer.is_global_zero and not _is_dry(trainer):
                 self._begin(trainer, step)  # only now Lightning has put a resumed step right
+            self._write_norms(trainer)
             self._step, self._in_step = step, 0
-            if self._timing is not None and _is_logged(trainer, step):
-                self._timing.note(step)
+            if self._timing is not None and self._every and step % self._every == 0:
+                self._timing.note(step, self._seen * trainer.world_size)
         count = _num_samples(batch)
         self._in_step += count
-        if self._timing is not None:
-            self._timing.samples += count * trainer.world_size
+        self._seen += count
 
     def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        """Logs, if the loggers write this step."""
-        if not trainer.loggers or not _is_logged(trainer, self._step + 1):
+        """Takes the norm, if the loggers write this step."""
+        if not self._every or (self._step + 1) % self._every or not trainer.loggers:
             return
         gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         norm = get_total_norm(gradients)
         if hasattr(norm, "full_tensor"):  # processes share it
             norm = norm.full_tensor()
-        several = len(self._optimizers) > 1
-        name = f"train/grad_norm_{self._optimizers.index(optimizer)}" if several else "train/grad_norm"
-        pl_module.log_dict({name: norm, "train/batch_size": float(self._in_step * world_size())})
+        optimizers = trainer.optimizers
+        several = len(optimizers) > 1
+        self._norms[f"train/grad_norm_{optimizers.index(optimizer)}" if several else "train/grad_norm"] = norm
+
+    def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
+        """Writes what a run that goes on from here would not have."""
+        if self._norms:
+            self._write_norms(trainer)
+            for logger in trainer.loggers:
+                logger.save()
+
+    def _write_norms(self, trainer: Trainer) -> None:
+        """Gives the loggers the norms of the last logged step: not in the step itself, which would wait for them."""
+        if not self._norms:
+            return
+        values = {name: norm.item() for name, norm in self._norms.items()}
+        values["train/batch_size"] = float(self._in_step * trainer.world_size)
+        self._norms = {}
+        for logger in trainer.loggers:
+            logger.log_metrics(values, step=self._step)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Stops the clock."""
@@ -105,6 +126,7 @@ class RunRecord(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the end."""
+        self._write_norms(trainer)
         self._end(trainer, "ended")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
@@ -177,7 +199,6 @@ class _Timing:
         self.path = path
         self.session = session
         self.started = time.monotonic()
-        self.samples = 0
         self._paused = 0.0
         self._pause_began: float | None = None
         self._rows: list[str] = []
@@ -188,9 +209,9 @@ class _Timing:
             kept = [line for line in lines if line.count(",") == 3 and int(line.split(",")[1]) < step]
         _replace(path, "\n".join(["session,step,seconds,samples", *kept, ""]))
 
-    def note(self, step: int) -> None:
+    def note(self, step: int, samples: int) -> None:
         now = time.monotonic()
-        self._rows.append(f"{self.session},{step},{now - self.started - self._paused:.4f},{self.samples}\n")
+        self._rows.append(f"{self.session},{step},{now - self.started - self._paused:.4f},{samples}\n")
         if now - self._written > SECONDS_BETWEEN_WRITES:
             self.write()
 
@@ -217,18 +238,14 @@ def _replace(path: Path, text: str) -> None:
     os.replace(temporary, path)  # whoever reads it sees the old text or the new
 
 
-def _is_logged(trainer: Trainer, steps: int) -> bool:
-    """Whether the loggers write the last of so many optimizer steps."""
-    every = trainer.log_every_n_steps  # type: ignore[attr-defined]
-    return bool(every) and steps % every == 0
-
-
 def _is_dry(trainer: Trainer) -> bool:
     return bool(getattr(trainer, "fast_dev_run", False))
 
 
 def _num_samples(batch: Any) -> int:
     """Length of the first tensor; of several streams their sum."""
+    if type(batch) is dict and isinstance(batch.get("input"), Tensor):  # every step pays for the search below
+        return batch["input"].shape[0]
     if isinstance(batch, Tensor):
         return len(batch) if batch.ndim else 0
     if isinstance(batch, Mapping):
