@@ -4,6 +4,7 @@ import csv
 import json
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,7 +21,8 @@ from optuna.trial import TrialState
 
 from leyden.cli import sweep_study
 from leyden.cli.commands import Arguments, load_tree
-from leyden.cli.sweep import _parse, _Sweep
+from leyden.cli.config import ConfigError
+from leyden.cli.sweep import _parse, _Sweep, _Worker
 from leyden.cli.sweep_fit import NotLoggedError, SweepFit
 from leyden.cli.sweep_study import SweepStudy
 from leyden.cli.sweep_worker import SweepRun
@@ -222,6 +224,37 @@ def test_runs_are_a_wandb_group():
     tried.study.tell(trial, "failed", None, message="")
     trial = tried.study.ask()
     assert wandb()["id"] != first["id"]
+
+
+class DeadConnection:
+    def recv(self):
+        raise EOFError
+
+
+@pytest.mark.usefixtures("quick_storage")
+def test_a_process_that_is_killed_and_runs_that_all_fail(capsys):
+    write(GRID)
+    tried = _Sweep(_parse(["sweep.yaml", "--runs=4"]))
+    tried.folder.mkdir(parents=True)
+    tried.study = tried._open()
+    process = SimpleNamespace(join=lambda: None, exitcode=-9)
+    for number in range(3):
+        assert not tried._hear(_Worker(process, DeadConnection(), tried._next()))
+        line = capsys.readouterr().err
+        assert line.startswith(f"leyden: error: run {number} (model.optimizer.lr=")
+        assert line.endswith(f": its process ended with code -9 (logs/sweep/sweep/run-{number:03d}/output.log)\n")
+    with pytest.raises(ConfigError, match="3 runs have failed and none has ended"):
+        tried._next()
+
+    again = _Sweep(_parse(["sweep.yaml", "--runs=4"]))  # goes on with what failed, as no run of this one has
+    again.study = again._open()
+    trial = again._next()
+    assert again.study.typed(trial) == again.sweep.grid()[0]
+    with pytest.raises(ConfigError, match="no 'val/los' was logged"):
+        again._end(trial, "not logged", None, "no 'val/los' was logged", 1.0)
+    again._end(again._next(), "complete", 0.5, "", 1.0)
+    assert [trial.state.name for trial in again.study.trials] == ["FAIL"] * 4 + ["COMPLETE"]
+    assert "val/loss 0.5, 1.0 s" in capsys.readouterr().out
 
 
 # ---- what is chosen
