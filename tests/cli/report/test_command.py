@@ -132,6 +132,23 @@ def test_runs_side_by_side(capsys):
     assert "EarlyLearningRegularization" in page.text
 
 
+def test_what_differs_in_the_configs():
+    def data(name, **arguments):
+        return {"data": {"class_path": f"leyden.data.{name}", "init_args": arguments}, "seed_everything": 0}
+
+    configs = {"a": data("Digits", noise=0.25), "b": data("Digits", noise=0.5), "c": data("Wine", folds=3)}
+    assert (
+        main(["report", *(str(write_run(name, config=config)) for name, config in configs.items()), "-o", "page.html"])
+        == 0
+    )
+    table = Path("page.html").read_text().split("What differs in the configs")[1].split("</table>")[0]
+    rows = [re.findall(r"<t[hd]>(.*?)</t[hd]>", row) for row in table.split("<tr>")[2:]]
+    assert rows == [
+        ["data", "Digits {&quot;noise&quot;: 0.25}", "Digits", "Wine {&quot;folds&quot;: 3}"],
+        ["data.noise", "0.25", "0.5", "-"],
+    ]
+
+
 def test_a_run_without_record_gets_no_page():
     assert main(["fit", *QUICK, *DIGITS, "--name=a", "--trainer.callbacks.RunRecord=null"]) == 0
     assert not Path("logs/default/a/report.html").exists()

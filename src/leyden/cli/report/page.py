@@ -298,13 +298,24 @@ def _config_changes(runs: Sequence[SavedRun]) -> str:
     head = "".join(f"<th>{_colour_key(number)}{escape(run.name)}</th>" for number, run in enumerate(runs))
     rows = []
     for key in keys:
-        values = [change[key][1] if key in change else base[key] for change in changes]
         cells = "".join(
-            f"<td>{escape(_short(value)) if run.config else '?'}</td>" for run, value in zip(runs, values, strict=True)
+            f"<td>{escape(_cell(key, change, base[key])) if run.config else '?'}</td>"
+            for run, change in zip(runs, changes, strict=True)
         )
         rows.append(f"<tr><th>{escape(key)}</th>{cells}</tr>")
     table = f'<div class="scroll"><table><tr><th></th>{head}</tr>{"".join(rows)}</table></div>'
     return f"<h2>What differs in the configs</h2>{table}"
+
+
+def _cell(key: str, change: dict[str, list[Any]], base: Any) -> str:
+    """Value of a key in a run that differs from the first one as ``change`` says."""
+    if key in change:
+        return _short(change[key][1])
+    if any(key.startswith(f"{other}.") for other in change):
+        return "-"  # a part of something that is another here
+    if any(other.startswith(f"{key}.") for other in change) and isinstance(base, dict) and "class_path" in base:
+        return base["class_path"].rsplit(".", 1)[-1]  # its arguments that differ have rows of their own
+    return _short(base)
 
 
 def _bare(run: SavedRun) -> dict[str, Any]:

@@ -27,7 +27,7 @@ def _table(folder: Path) -> str:
         tested = {k: v for k, v in record.get("metrics", {}).items() if k.startswith("test/") and k not in given}
         numbers = ", ".join(f"{escape(name)} {value:.4f}" for name, value in (given | tested).items())
         files = ", ".join(name for name, value in record.get("gives", {}).items() if isinstance(value, str))
-        seconds = f"{record['seconds']:.1f} s" if "seconds" in record else record["state"]
+        seconds = f"{record['seconds']:.1f} s" if "seconds" in record else str(record.get("state", "?"))
         cells = "".join(f"<td>{cell}</td>" for cell in (escape(seconds), numbers, escape(files)))
         rows.append(f"<tr><th>{escape(label)}</th>{cells}</tr>")
     head = "<tr><th>stage</th><th>time</th><th>numbers</th><th>files</th></tr>"
