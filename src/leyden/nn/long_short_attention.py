@@ -48,8 +48,8 @@ def long_short_attention(
     num_queries, num_keys = q.shape[2], k.shape[2]
     parts = []
     if global_heads:
-        everything = (part[:, :global_heads] for part in (q, k, v))
-        parts.append(_banded(*everything, num_keys, is_causal, dropout_p))
+        everything = [part[:, :global_heads] for part in (q, k, v)]
+        parts.append(_banded(everything[0], everything[1], everything[2], num_keys, is_causal, dropout_p))
     if global_heads < q.shape[1]:
         q, k, v = (part[:, global_heads:] for part in (q, k, v))
         if num_queries == num_keys and num_keys > (2 if is_causal else 3) * window:
