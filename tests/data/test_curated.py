@@ -2,8 +2,9 @@
 
 import pytest
 import torch
+from safetensors import safe_open
 
-from leyden.data import CuratedData, Digits, combine_grid, pack_tensors, prune_by_score
+from leyden.data import CuratedData, Digits, combine_grid, pack_tensors, prune_by_score, read_tensors
 
 SCORES = torch.tensor([0.5, 0.1, 0.9, 0.1, 0.3, 0.2])
 TARGETS = torch.tensor([1, 0, 0, 0, 1, 1])
@@ -52,6 +53,18 @@ def test_combine_identities():
 def test_wrong_arguments(call, message):
     with pytest.raises(ValueError, match=message):
         call()
+
+
+def test_the_same_content_is_the_same_file(tmp_path):
+    tensors = {"input": torch.rand(3, 2, generator=torch.Generator().manual_seed(0)), "target": torch.arange(3)}
+    metadata = {name: name for name in "abcdefgh"}
+    content = {pack_tensors(tensors, metadata=metadata) for _ in range(5)}
+    assert len(content) == 1
+    (tmp_path / "d").write_bytes(content.pop())
+    read = read_tensors(str(tmp_path / "d"))
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors.items())
+    with safe_open(tmp_path / "d", framework="pt") as file:
+        assert file.metadata() == {"leyden": "dataset", **metadata}
 
 
 def test_trains_on_the_file_and_predicts_the_source(tmp_path):

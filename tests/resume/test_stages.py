@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 
 from leyden.callbacks import LastCheckpoint
@@ -93,7 +94,7 @@ def ends(run: Path) -> dict[str, object]:
             continue  # what a kill leaves of a file that was about to take its place
         name = path.relative_to(run).as_posix()
         if path.suffix == ".safetensors":
-            left[name] = path.read_bytes()
+            left[name] = _bits(safetensors.torch.load_file(path))  # a header may name the folder of the run
         elif path.suffix == ".ckpt":
             checkpoint = torch.load(path, weights_only=True)
             for part in ("state_dict", "current_model_state", "optimizer_states", "random_states"):

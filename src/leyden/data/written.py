@@ -1,5 +1,6 @@
 """Datasets that a training stage wrote: tensors by batch key in one safetensors file."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +28,7 @@ def pack_tensors(tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | No
     if len(set(lengths.values())) != 1:
         raise ValueError(f"tensors must be at least one and of equal length, got the lengths {lengths}")
     copied = {key: tensor.detach().cpu().contiguous().clone() for key, tensor in tensors.items()}
-    return safetensors.torch.save(copied, metadata={"leyden": "dataset", **(metadata or {})})
+    return _in_order(safetensors.torch.save(copied, metadata={"leyden": "dataset", **(metadata or {})}))
 
 
 def read_tensors(path: DatasetFile, *keys: str) -> dict[str, Tensor]:
@@ -54,3 +55,13 @@ def read_tensors(path: DatasetFile, *keys: str) -> dict[str, Tensor]:
     if missing := [key for key in keys if key not in tensors]:
         raise ValueError(f"{path} has no {missing[0]!r}, only {', '.join(sorted(tensors))}")
     return tensors
+
+
+def _in_order(content: bytes) -> bytes:
+    """Sorts the metadata, which safetensors writes in another order each time: the same content is the same file."""
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8 bytes
+    return len(text).to_bytes(8, "little") + text + content[8 + length :]
