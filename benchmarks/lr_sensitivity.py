@@ -2,8 +2,8 @@
 
 Every variant trains the byte-level GPT of ``optimization/pydoc_gpt`` at the same learning rates and in the same seeds,
 with warm-up and a cosine to a tenth, and is evaluated on validation text. A variant's range is that of the rates at
-which its loss, the mean over seeds, stays within 5 % of its own best; between two rates the loss is taken to be linear
-in the logarithm of the rate.
+which its loss, the mean over seeds, stays within 5 % of a best loss: its own, and that of the plain network. Between
+two rates the loss is taken to be linear in the logarithm of the rate.
 
     python benchmarks/lr_sensitivity.py [--steps 150] [--seeds 3] [--variants plain kit ...] [--out FILE.json]
 """
@@ -77,10 +77,9 @@ def train(variant: str, lr: float, seed: int, steps: int) -> tuple[float, float]
         return before, math.inf
 
 
-def usable_range(losses: list[float], tolerance: float) -> tuple[float, float]:
-    """Least and largest rate, around the best, with a loss of at most ``1 + tolerance`` times the best."""
+def usable_range(losses: list[float], limit: float) -> tuple[float, float]:
+    """Least and largest rate, around the best, with a loss of at most ``limit``."""
     best = min(range(len(losses)), key=losses.__getitem__)
-    limit = (1.0 + tolerance) * losses[best]
     edges = []
     for direction in (-1, 1):
         at = best
@@ -118,7 +117,7 @@ def main() -> None:
                 f"{variant:20s} lr {lr:8.2g}  loss {losses[-1]:.4f}  " + " ".join(f"{r[1]:.3f}" for r in runs),
                 flush=True,
             )
-        low, high = usable_range(losses, 0.05)
+        low, high = usable_range(losses, 1.05 * min(losses))
         sensitivity = lr_sensitivity(torch.tensor(losses), initial_loss=before).item()
         print(
             f"{variant:20s} best {min(losses):.4f}, within 5 % from {low:.2g} to {high:.2g}: a factor of "
@@ -126,6 +125,9 @@ def main() -> None:
             flush=True,
         )
         result[variant] = {"losses": losses, "low": low, "high": high, "sensitivity": sensitivity}
+        if "plain" in result and min(losses) < (limit := 1.05 * min(result["plain"]["losses"])):
+            low, high = usable_range(losses, limit)
+            print(f"{variant:20s} within 5 % of the best plain loss from {low:.2g} to {high:.2g}", flush=True)
     if arguments.out:
         arguments.out.write_text(json.dumps(result, indent=1))
 
