@@ -134,8 +134,10 @@ def _measure(trainer: Trainer, method: Method, layer: nn.Module, batches: EvalLo
 
     handle = layer.register_forward_hook(add)
     try:
-        for batch in batches:
-            method.compute(trainer.strategy.batch_to_device(batch, method.device))
+        with trainer.precision_plugin.val_step_context():
+            for batch in batches:
+                batch = trainer.precision_plugin.convert_input(batch)
+                method.compute(trainer.strategy.batch_to_device(batch, method.device))
     finally:
         handle.remove()
     (total, total_sq), (num_samples, num_tokens) = all_reduce_sum(sums), all_reduce_sum(counts)
