@@ -25,6 +25,7 @@ GRACE = 5.0  # seconds for the other processes once one has failed: they may wai
 def pytest_configure(config: pytest.Config) -> None:
     # Lightning's own, under newer torch and jsonargparse; all other warnings are errors
     config.addinivalue_line("filterwarnings", "ignore:.*LeafSpec:FutureWarning")
+    config.addinivalue_line("filterwarnings", "ignore:.*`srun` command is available")  # on a cluster
     os.environ["JSONARGPARSE_DEPRECATION_WARNINGS"] = "off"
     # more threads only wait for each other, and another number of them rounds differently: here and in all processes
     os.environ["OMP_NUM_THREADS"] = "1"

@@ -82,7 +82,7 @@ def test_a_run_and_its_continuation_are_one_run():
 
     (run,), (continued,) = records(first, "run"), records(second, "run")
     assert run["run_id"] == continued["run_id"] == settings["id"]
-    assert re.fullmatch("[0-9a-f]{8}", run["run_id"])
+    assert re.fullmatch("r[0-9a-f]{8}", run["run_id"])
     assert run["display_name"] == "default/run"
     assert (run["resume"], continued["resume"]) == (True, True)
     checkpoint = torch.load(RUN / "checkpoints/last.ckpt", weights_only=True)

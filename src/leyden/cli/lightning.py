@@ -2,7 +2,6 @@
 
 import logging
 import os
-import secrets
 import shutil
 import signal
 import sys
@@ -27,7 +26,7 @@ from leyden.callbacks.run_record import RunRecord
 from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
 from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
-from leyden.cli.wandb_runs import finish_wandb, is_wandb, named_by_class, prepare_wandb
+from leyden.cli.wandb_runs import finish_wandb, is_wandb, named_by_class, new_wandb_id, prepare_wandb
 from leyden.plugins.checkpoint_io import DamagedCheckpointError
 from leyden.plugins.replace_file import replace_file
 
@@ -190,7 +189,7 @@ class LeydenCLI(LightningCLI):
             for logger in loggers:
                 if is_wandb(logger.class_path):
                     # a run of its own, also with the config of another; an agent of a W&B sweep has named it already
-                    logger.init_args.id = os.environ.get("WANDB_RUN_ID") or secrets.token_hex(4)
+                    logger.init_args.id = os.environ.get("WANDB_RUN_ID") or new_wandb_id()
                     logger.init_args.resume = "allow"
         settings.ckpt_path = None if self.command == "fit" else checkpoint
         self.config_dump = yaml.safe_load(self._dumped())

@@ -10,7 +10,6 @@ import hashlib
 import json
 import multiprocessing
 import os
-import secrets
 import shutil
 import sys
 import time
@@ -25,6 +24,7 @@ from leyden.cli.config import ConfigError, Section, config_folder, find_config, 
 from leyden.cli.run_folder import LOGS, RunFolder
 from leyden.cli.stage_config import MISSING, check_stages, network_section, stage_tree
 from leyden.cli.stages import (
+from leyden.cli.wandb_runs import new_wandb_id
     COMPARISONS,
     FILE_KINDS,
     TRAINER_COMMANDS,
@@ -219,7 +219,7 @@ class Run:
                 self._write()
             if folder.exists():
                 shutil.rmtree(folder)
-            self.records[label] = {"key": key, "state": "running", "id": f"s{secrets.token_hex(4)}"}
+            self.records[label] = {"key": key, "state": "running", "id": new_wandb_id()}
         elif record["state"] == "finished":
             record["gives"] |= {name: record["metrics"][name] for name in stage.gives if name in record["metrics"]}
             if all(name in record["gives"] and self._is_there(folder, record, name) for name in stage.gives):

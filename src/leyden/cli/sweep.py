@@ -8,7 +8,6 @@ import fcntl
 import io
 import multiprocessing
 import os
-import secrets
 import sys
 from argparse import ArgumentParser, Namespace
 from collections.abc import Sequence
@@ -23,7 +22,7 @@ from leyden.cli.config import ConfigError, Section, set_option
 from leyden.cli.run_folder import LOGS, RunFolder
 from leyden.cli.sweep_file import find_sweep, read_sweep
 from leyden.cli.sweep_worker import SweepRun, serve
-from leyden.cli.wandb_runs import is_wandb
+from leyden.cli.wandb_runs import is_wandb, new_wandb_id
 
 if TYPE_CHECKING:
     from optuna.trial import Trial
@@ -170,7 +169,7 @@ class _Sweep:
         loggers = tree["trainer"].get("logger")
         if isinstance(loggers, list) and any(is_wandb(_path(logger)) for logger in loggers):
             if "wandb_id" not in trial.user_attrs:
-                trial.set_user_attr("wandb_id", secrets.token_hex(4))
+                trial.set_user_attr("wandb_id", new_wandb_id())
             label = RunFolder(self.folder).label
             identity = {"id": trial.user_attrs["wandb_id"], "resume": "allow", "name": f"{label}/{folder.name}"}
             for key, value in {"group": label, "job_type": "sweep", **identity}.items():

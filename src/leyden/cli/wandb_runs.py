@@ -1,6 +1,7 @@
 """Runs in Weights & Biases: named as their folders, offline unless somebody is logged in, ended in time."""
 
 import os
+import secrets
 import sys
 from netrc import NetrcParseError, netrc
 from typing import TYPE_CHECKING, Any
@@ -9,12 +10,17 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     from jsonargparse import Namespace
 
-__all__ = ["finish_wandb", "is_wandb", "named_by_class", "prepare_wandb", "wandb_mode"]
+__all__ = ["finish_wandb", "is_wandb", "named_by_class", "new_wandb_id", "prepare_wandb", "wandb_mode"]
 
 
 def is_wandb(class_path: str) -> bool:
     """Whether a logger is W&B's, Lightning's or ours."""
     return class_path.rsplit(".", 1)[-1] == "WandbLogger"
+
+
+def new_wandb_id() -> str:
+    """Names a run; begins with a letter, for YAML reads ``1234e567`` as a number."""
+    return f"r{secrets.token_hex(4)}"
 
 
 def wandb_mode() -> str | None:
