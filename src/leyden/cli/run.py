@@ -24,7 +24,6 @@ from leyden.cli.config import ConfigError, Section, config_folder, find_config, 
 from leyden.cli.run_folder import LOGS, RunFolder
 from leyden.cli.stage_config import MISSING, check_stages, network_section, stage_tree
 from leyden.cli.stages import (
-from leyden.cli.wandb_runs import new_wandb_id
     COMPARISONS,
     FILE_KINDS,
     TRAINER_COMMANDS,
@@ -34,6 +33,7 @@ from leyden.cli.wandb_runs import new_wandb_id
     read_stages,
     stages_name,
 )
+from leyden.cli.wandb_runs import new_wandb_id
 
 if TYPE_CHECKING:
     from leyden.cli.stage_task import Outcome, Task
