@@ -27,6 +27,7 @@ from .qk_norm_attention import QKNormAttention as QKNormAttention
 from .qk_norm_attention import qk_norm_attention as qk_norm_attention
 from .running_norm import RewardScale as RewardScale
 from .running_norm import RunningNorm as RunningNorm
+from .semi_structured import to_semi_structured as to_semi_structured
 from .sigma_reparam import SigmaReparam as SigmaReparam
 from .sigma_reparam import apply_sigma_reparam as apply_sigma_reparam
 from .sparse_ift import FixedMask as FixedMask
