@@ -11,6 +11,7 @@ from multiprocessing.connection import Connection, wait
 from pathlib import Path
 from typing import Any, cast
 
+from leyden.cli.compare_slurm import check_slurm, run_on_slurm
 from leyden.cli.compare_worker import Job, known_result, work
 from leyden.cli.compared_arms import load_arm, source_digest
 from leyden.cli.comparison import Arm, check_data, make_report, print_report
@@ -52,7 +53,10 @@ def _parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--metric", default="test/accuracy", help="what is compared (default: test/accuracy)")
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: by the name)")
     parser.add_argument("--set", nargs="+", action="extend", default=[], metavar="KEY=VALUE", help="for all configs")
-    parser.add_argument("--jobs", type=_positive, default=1, help="runs at a time (default: 1)")
+    parser.add_argument("--jobs", type=_positive, help="runs at a time (default: 1; on SLURM: all)")
+    parser.add_argument(
+        "--slurm", nargs="*", action="extend", metavar="KEY=VALUE", help="each run as a SLURM job; options of sbatch"
+    )
     parser.add_argument("--name", help="of the report's folder logs/compare/NAME (default: from the configs)")
     parser.add_argument("--wandb", metavar="PROJECT", help="put the runs into W&B, as one group, when all have ended")
     parser.add_argument("--record", metavar="SLUG", help="store the report as evidence of this name")
@@ -68,6 +72,9 @@ def _positive(text: str) -> int:
 
 def _compare(arguments: Namespace) -> int:
     names = [arguments.baseline, *arguments.methods]
+    on_slurm = arguments.slurm is not None
+    if on_slurm:
+        check_slurm(arguments.slurm)
     if len(set(names)) < len(names):
         raise ConfigError("a config is named twice")
     loaded = [load_arm(name, arguments.set, list(range(arguments.seeds))) for name in names]
@@ -78,16 +85,19 @@ def _compare(arguments: Namespace) -> int:
         for line in check_data(arms[0], arm):
             print(f"leyden: warning: {line}", file=sys.stderr)
 
-    _run_all(arms, jobs, arguments.jobs, arguments.metric)
+    num_jobs = arguments.jobs or (len(arms) * arguments.seeds if on_slurm else 1)
+    missing = _missing(arms, jobs, arguments.metric)
+    if on_slurm:
+        _run_on_slurm(missing, arguments.slurm, num_jobs, arguments.metric)
+    else:
+        _run_here(missing, num_jobs, arguments.metric)
 
     failed = [f"{arm.name}, seed {seed}" for arm in arms for seed in arm.failures]
     if not any(arm.results for arm in arms):
         print("leyden: error: no run has ended", file=sys.stderr)
         return 1
     mode = arguments.mode or default_mode(arguments.metric)
-    report = make_report(
-        arms, arguments.metric, mode, seeds=arguments.seeds, jobs=arguments.jobs, settings=arguments.set
-    )
+    report = make_report(arms, arguments.metric, mode, seeds=arguments.seeds, jobs=num_jobs, settings=arguments.set)
     folder = LOGS / "compare" / (arguments.name or "-vs-".join(name.replace("/", "_") for name in reversed(names)))
     _write(folder, report, arms)
     print_report(report)
@@ -111,20 +121,43 @@ def _compare(arguments: Namespace) -> int:
 # ---- running
 
 
-def _run_all(arms: list[Arm], jobs: list[Job], num_processes: int, metric: str) -> None:
-    """Makes the runs that are missing, in processes of their own, and sorts what they gave into the arms."""
-    waiting: list[tuple[Arm, Job]] = []
-    parts = -(-num_processes // len(arms))  # of the seeds of one config: so that there is work for all processes
+def _missing(arms: list[Arm], jobs: list[Job], metric: str) -> list[tuple[Arm, Job]]:
+    """Sorts what has been finished before into the arms.
+
+    Returns:
+        The rest.
+    """
+    missing = []
     for arm, job in zip(arms, jobs, strict=True):
-        missing = []
+        seeds = []
         for seed in job.seeds:
             result = known_result(job, seed)
             if result is None:
-                missing.append(seed)
+                seeds.append(seed)
             else:
                 _note(arm, seed, result, metric, " (finished before)")
+        if seeds:
+            missing.append((arm, replace(job, seeds=seeds)))
+    return missing
+
+
+def _run_on_slurm(missing: list[tuple[Arm, Job]], options: list[str], num_jobs: int, metric: str) -> None:
+    runs = [(arm, job, seed) for arm, job in missing for seed in job.seeds]
+
+    def note(index: int, outcome: dict[str, Any] | str) -> None:
+        arm, _, seed = runs[index]
+        _note(arm, seed, outcome, metric)
+
+    run_on_slurm([(job, seed) for _, job, seed in runs], options, num_jobs, note)
+
+
+def _run_here(missing: list[tuple[Arm, Job]], num_processes: int, metric: str) -> None:
+    """Makes runs in processes of their own, and sorts what they gave into the arms."""
+    waiting: list[tuple[Arm, Job]] = []
+    parts = -(-num_processes // max(1, len(missing)))  # of the seeds of one config: work for all processes
+    for arm, job in missing:
         for part in range(parts):
-            if seeds := missing[part::parts]:
+            if seeds := job.seeds[part::parts]:
                 waiting.append((arm, replace(job, seeds=seeds)))
 
     if num_processes > 1:  # for the processes: torch reads it when it is imported

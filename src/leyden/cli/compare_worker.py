@@ -29,7 +29,7 @@ from typing import Any
 import leyden
 from leyden.cli.config import Section, set_option
 
-__all__ = ["Job", "end_with_parent", "finished_result", "known_result", "output_to", "work"]
+__all__ = ["Job", "end_with_parent", "finished_result", "known_result", "make_run", "output_to", "work"]
 
 SOURCES, RESULT = "sources.json", "result.json"
 PACKAGE = __name__.split(".")[0]
@@ -85,18 +85,25 @@ def work(job: Job, connection: Connection) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes: the parent ends this one
     threading.Thread(target=end_with_parent, daemon=True).start()
     for seed in job.seeds:
-        folder = job.run_folder(seed)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(job.folder / f"seed-{seed}.lock", "w") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)  # another comparison may share this run
-            with output_to(folder / "output.log"):
-                try:
-                    found = finished_result(folder) or _run(job, seed)
-                    outcome: dict[str, Any] | str = found | _evaluate(job, seed)
-                except (Exception, SystemExit) as error:
-                    traceback.print_exc()
-                    outcome = " ".join(str(error).split()) or type(error).__name__
-        connection.send((seed, outcome))
+        connection.send((seed, make_run(job, seed)))
+
+
+def make_run(job: Job, seed: int) -> dict[str, Any] | str:
+    """Makes a run, or the rest of it.
+
+    Returns:
+        The result, or the message of its error.
+    """
+    folder = job.run_folder(seed)
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(job.folder / f"seed-{seed}.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # another comparison may share this run
+        with output_to(folder / "output.log"):
+            try:
+                return (finished_result(folder) or _run(job, seed)) | _evaluate(job, seed)
+            except (Exception, SystemExit) as error:
+                traceback.print_exc()
+                return " ".join(str(error).split()) or type(error).__name__
 
 
 def _run(job: Job, seed: int) -> dict[str, Any]:
