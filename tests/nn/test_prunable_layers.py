@@ -1,4 +1,3 @@
-import sys
 
 import pytest
 import torch
@@ -18,7 +17,7 @@ def test_linear_layers_and_convolutions_outside_of_skip():
 
 def test_layers_that_groups_do_not_fit_are_named(monkeypatch):
     lines = []
-    monkeypatch.setattr(sys.modules[prunable_layers.__module__], "rank_zero_info", lines.append)
+    monkeypatch.setattr("lightning.pytorch.utilities.rank_zero_info", lines.append)
     assert list(prunable_layers(ConvNet(1, 10, width=4), m=4)) == ["body.2.0", "body.4.0"]
     assert lines == ["dense, because groups of 4 do not fit: body.0.0 (1 inputs)"]
 

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 
-from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
@@ -39,6 +38,8 @@ def prunable_layers(network: nn.Module, *, skip: Sequence[str] = ("head",), m: i
             + (f" outside of {', '.join(skip)}" if skip else "")
         )
     if uneven:
+        from lightning.pytorch.utilities import rank_zero_info  # layers alone need no trainer
+
         named = ", ".join(f"{name} ({inputs} inputs)" for name, inputs in uneven.items())
         rank_zero_info(f"dense, because groups of {m} do not fit: {named}")
     return {name: layer for name, layer in layers.items() if name not in uneven}
