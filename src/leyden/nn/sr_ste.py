@@ -17,7 +17,7 @@ __all__ = ["SRSTE", "nm_mask", "sr_ste"]
 
 class _StraightThrough(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:  # type: ignore[override]
+    def forward(ctx: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:
         ctx.decay = decay
         ctx.save_for_backward(weight, mask)
         return weight * mask
