@@ -7,7 +7,7 @@ from leyden.cli import main
 from leyden.cli.config import config_folder
 
 FILES = sorted(
-    path for path in config_folder().glob("*/**/*.yaml") if "stages" not in path.parts
+    path for path in config_folder().glob("*/**/*.yaml") if not {"stages", "sweep"} & set(path.parts)
 )  # those are no configs
 
 

@@ -219,7 +219,7 @@ def test_runs_are_a_wandb_group():
     first = wandb()
     assert (first["group"], first["job_type"], first["name"]) == ("sweep/tried", "sweep", "sweep/tried/run-000")
     assert first["resume"] == "allow"
-    assert len(first["id"]) == 8
+    assert len(first["id"]) == 9
     assert wandb() == first  # also after an interruption
     tried.study.tell(trial, "failed", None, message="")
     trial = tried.study.ask()

@@ -78,6 +78,9 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("SAF", "DPSGD"): "SAF changes the step",
     ("SigmaReparametrization", "DPSGD"): "is parametrized",
     ("SophiaHessian", "DPSGD"): "SophiaHessian changes the step",
+    ("CAST", "DPSGD"): "CAST changes the step",
+    ("DynamicSparsity", "DPSGD"): "is parametrized",
+    ("CAST", "SophiaHessian"): "SophiaHessian needs leyden.optim.Sophia as the only optimizer",
     ("NMSparsity", "ProgressiveNM"): "would both choose which weights of block.attention.q_proj are kept",
     ("DynamicSparsity", "NMSparsity"): "would both choose which weights of block.attention.q_proj are kept",
     ("DynamicSparsity", "ProgressiveNM"): "would both choose which weights of block.attention.q_proj are kept",
@@ -142,6 +145,9 @@ class CutBefore(Callback):
 def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume: bool = False) -> dict[str, Tensor]:
     """Two epochs of four steps of two micro-batches of four; returns what the last checkpoint has of the module."""
     torch.manual_seed(0)
+    names = tuple(
+        sorted(names, key=lambda name: name != "DynamicFixedPoint")
+    )  # layers first, then what is done to them
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
     mixes_no_samples = "DPSGD" in names and "GhostBatchNorm" not in names

@@ -34,8 +34,7 @@ _Law = tuple[float, float, float, float]  # the first four cumulants
 
 
 def edgeworth_delta(epsilon: float, *, noise_multiplier: float, sample_rate: float, steps: int) -> float:
-    """The delta at which ``steps`` noisy steps are (epsilon, delta)-private, by the Edgeworth expansion of the privacy
-    loss.
+    """The delta at which ``steps`` noisy steps are (epsilon, delta)-private, by the Edgeworth expansion.
 
     Args:
         epsilon: at least 0.
