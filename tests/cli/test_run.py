@@ -36,7 +36,7 @@ stages:
 PARTS = """\
 from pathlib import Path
 import safetensors.torch
-from leyden.plugins.replace_file import replace_file
+from leyden.core.replace_file import replace_file
 from leyden.weights import pack_weights
 
 def mean(folder: Path, weights: list[str], scale: float = 1.0):

@@ -8,7 +8,8 @@ import time
 import pytest
 import torch
 
-from leyden.plugins import AtomicCheckpointIO, DamagedCheckpointError, replace_file
+from leyden.core import replace_file
+from leyden.plugins import AtomicCheckpointIO, DamagedCheckpointError
 
 
 class Foreign:
@@ -42,7 +43,7 @@ def test_a_kill_while_writing_leaves_the_one_before(io, tmp_path):
     io.save_checkpoint(state(1), path)
     script = (
         "import sys, torch\n"
-        "from leyden.plugins import replace_file\n"
+        "from leyden.core import replace_file\n"
         "with replace_file(sys.argv[1]) as file:\n"
         "    file.write(b'half of a'); file.flush(); print('written', flush=True); sys.stdin.read()\n"
     )

@@ -2,6 +2,7 @@
 K. Mishchenko, "When, Why and How Much? Adaptive Learning Rate Scheduling by Refinement", 2023, algorithm 1)."""
 
 import csv
+import io
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from leyden.core.callback import NumberedCallback
+from leyden.core.replace_file import replace_file
 from leyden.optim.refined_schedule import refined_schedule, smooth_grad_norms
 
 __all__ = ["GradNormRecorder"]
@@ -86,11 +88,12 @@ class GradNormRecorder(NumberedCallback):
         smooth = smooth_grad_norms(norms, self.tau)
         schedule = refined_schedule(smooth if self.norm == "l2" else smooth.sqrt())  # weights 1 / G ** 2 or 1 / G
         path = Path(self.path or Path(trainer.default_root_dir) / "grad_norms.csv")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(path, "w", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(["grad_norm", "schedule"])
-            writer.writerows(zip(norms.tolist(), schedule.tolist(), strict=True))
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(["grad_norm", "schedule"])
+        writer.writerows(zip(norms.tolist(), schedule.tolist(), strict=True))
+        with replace_file(path) as file:
+            file.write(text.getvalue().encode())
 
     def state_dict(self) -> dict[str, Any]:
         """The norms so far."""

@@ -22,6 +22,7 @@ from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 from leyden.callbacks._test_record import TestRecord
+from leyden.core.replace_file import replace_file
 
 __all__ = ["RunRecord"]
 
@@ -232,10 +233,8 @@ class _Timing:
 
 
 def _replace(path: Path, text: str) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.partial")
-    temporary.write_text(text)
-    os.replace(temporary, path)  # whoever reads it sees the old text or the new
+    with replace_file(path) as file:
+        file.write(text.encode())
 
 
 def _is_dry(trainer: Trainer) -> bool:

@@ -44,7 +44,7 @@ def write_evidence(slug: str, report: dict[str, Any]) -> Path:
     Returns:
         The file.
     """
-    from leyden.plugins.replace_file import replace_file
+    from leyden.core.replace_file import replace_file
 
     path = FOLDER / f"{slug}.json"
     with replace_file(path) as file:

@@ -174,7 +174,7 @@ def _combine(
         raise ConfigError(f"{output} is there already: choose another --output or --name")
     metrics = combine_files(combination, files, output, loaded)
     if run is not None and output.suffix == ".ckpt" and output.parent.name == "checkpoints":
-        from leyden.plugins.replace_file import replace_file
+        from leyden.core.replace_file import replace_file
 
         with replace_file(output.parent.parent / "config.yaml") as file:  # of the run that it could have been
             file.write(run.config.read_bytes())

@@ -20,9 +20,9 @@ import leyden
 from leyden.cli.combine import Combination
 from leyden.cli.config import ConfigError, Section
 from leyden.cli.evaluation import Evaluation
+from leyden.core.replace_file import replace_file
 from leyden.metrics.direction import default_mode
 from leyden.plugins.checkpoint_io import AtomicCheckpointIO
-from leyden.plugins.replace_file import replace_file
 from leyden.weights import (
     CheckpointFile,
     add_task_vectors,

@@ -223,7 +223,7 @@ def _note(arm: Arm, seed: int, outcome: dict[str, Any] | str, metric: str, remar
 
 def _write(folder: Path, report: dict[str, Any], arms: list[Arm]) -> None:
     from leyden.cli.comparison_plots import plot_curves, plot_differences
-    from leyden.plugins.replace_file import replace_file
+    from leyden.core.replace_file import replace_file
 
     with replace_file(folder / "report.json") as file:
         file.write((json.dumps(report, indent=1) + "\n").encode())

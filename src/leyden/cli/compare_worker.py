@@ -108,7 +108,7 @@ def make_run(job: Job, seed: int) -> dict[str, Any] | str:
 
 def _run(job: Job, seed: int) -> dict[str, Any]:
     from leyden.cli.compared_fit import ComparedFit
-    from leyden.plugins.replace_file import replace_file
+    from leyden.core.replace_file import replace_file
 
     folder = job.run_folder(seed)
     if not _same_code(folder):
@@ -135,7 +135,7 @@ def _evaluate(job: Job, seed: int) -> dict[str, Any]:
     if job.evaluate is None:
         return {}
     from leyden.cli.compared_stages import evaluate_fit
-    from leyden.plugins.replace_file import replace_file
+    from leyden.core.replace_file import replace_file
 
     folder = _evaluation_folder(job.run_folder(seed), job.evaluate)
     known = finished_result(folder)
@@ -176,7 +176,7 @@ def _digest(path: str) -> str:
 
 def _write_sources(folder: Path) -> None:
     """Notes which files of the project and of the user are imported; installed packages are known by their version."""
-    from leyden.plugins.replace_file import replace_file
+    from leyden.core.replace_file import replace_file
 
     installed = (sys.prefix, sys.base_prefix)
     files = {

@@ -12,9 +12,9 @@ from lightning.pytorch import seed_everything
 
 import leyden
 from leyden.cli.config import ConfigError, Section, plain
+from leyden.core.replace_file import replace_file
 from leyden.curation import Curation
 from leyden.data import DataModule, pack_tensors
-from leyden.plugins.replace_file import replace_file
 
 __all__ = ["ParsedCuration", "parse_curation", "write_curation"]
 

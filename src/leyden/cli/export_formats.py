@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from leyden.core import Network
+from leyden.core.replace_file import replace_file
 from leyden.models.exported import load_exported
-from leyden.plugins.replace_file import replace_file
 from leyden.weights import pack_weights
 
 __all__ = ["FORMATS", "Format", "bake_parametrizations", "write_checked"]

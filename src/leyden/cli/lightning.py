@@ -27,8 +27,8 @@ from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
 from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
 from leyden.cli.wandb_runs import finish_wandb, is_wandb, named_by_class, new_wandb_id, prepare_wandb
+from leyden.core.replace_file import replace_file
 from leyden.plugins.checkpoint_io import DamagedCheckpointError
-from leyden.plugins.replace_file import replace_file
 
 __all__ = ["LeydenCLI", "print_help", "quiet_lightning", "run_command", "say"]
 

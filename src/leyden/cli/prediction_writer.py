@@ -17,7 +17,7 @@ from torch import Tensor
 
 from leyden.cli.lightning import LeydenCLI, say
 from leyden.core.distributed import rank, world_size
-from leyden.plugins.replace_file import replace_file
+from leyden.core.replace_file import replace_file
 
 __all__ = ["PredictCLI", "PredictionWriter", "prediction_columns"]
 

@@ -371,7 +371,7 @@ class Run:
         self._replace(RECORDS, (json.dumps(content, indent=1) + "\n").encode())
 
     def _replace(self, name: str, content: bytes) -> None:
-        from leyden.plugins.replace_file import replace_file
+        from leyden.core.replace_file import replace_file
 
         with replace_file(self.folder / name) as file:
             file.write(content)

@@ -30,7 +30,7 @@ def _write(path: Path | None) -> int:
     import json
 
     from leyden.cli.config_schema import config_schema
-    from leyden.plugins.replace_file import replace_file
+    from leyden.core.replace_file import replace_file
 
     text = json.dumps(config_schema(), indent=1) + "\n"
     if str(path) == "-":

@@ -26,9 +26,9 @@ from leyden.cli.trainless_stages import (
     evaluate_checkpoint,
 )
 from leyden.core.batch import Batch
+from leyden.core.replace_file import replace_file
 from leyden.data.written import pack_tensors
 from leyden.plugins.checkpoint_io import AtomicCheckpointIO
-from leyden.plugins.replace_file import replace_file
 from leyden.weights.files import pack_weights
 
 __all__ = ["Outcome", "Task", "follow_parent", "run_task", "run_task_quietly"]

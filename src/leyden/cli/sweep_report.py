@@ -52,7 +52,7 @@ def write_best(path: Path, study: SweepStudy, trial: Any, config: Path) -> None:
         trial: the run.
         config: of the run.
     """
-    from leyden.plugins.replace_file import replace_file
+    from leyden.core.replace_file import replace_file
 
     content = yaml.safe_load(config.read_text())
     content.pop("test_after_fit")  # tests, as a fit does by itself

@@ -11,7 +11,7 @@ from leyden.cli.config import ConfigError, Section, find_config, merge_file, rea
 from leyden.cli.run_folder import run_of_checkpoint
 from leyden.cli.stage_config import ARGUMENTS
 from leyden.cli.stages import FILE_KINDS
-from leyden.plugins.replace_file import replace_file
+from leyden.core.replace_file import replace_file
 
 if TYPE_CHECKING:
     from leyden.cli.stage_task import Task

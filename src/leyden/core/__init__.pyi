@@ -25,5 +25,6 @@ from .param_groups import make_optimizer as make_optimizer
 from .random import normal as normal
 from .random import sample_keys as sample_keys
 from .random import uniform as uniform
+from .replace_file import replace_file as replace_file
 from .surgery import replace_modules as replace_modules
 from .taps import FeatureTaps as FeatureTaps

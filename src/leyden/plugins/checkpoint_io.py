@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
 
-from leyden.plugins.replace_file import replace_file
+from leyden.core.replace_file import replace_file
 
 __all__ = ["AtomicCheckpointIO", "DamagedCheckpointError"]
 

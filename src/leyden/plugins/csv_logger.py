@@ -10,7 +10,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger as LightningCSVLogger
 from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
-from leyden.plugins.replace_file import replace_file
+from leyden.core.replace_file import replace_file
 
 __all__ = ["CSVLogger"]
 

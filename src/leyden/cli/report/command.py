@@ -11,7 +11,7 @@ from leyden.cli.report.page import render_page
 from leyden.cli.report.saved_run import find_runs, read_run
 from leyden.cli.report.stages_table import stages_section
 from leyden.cli.run_folder import LOGS, RunFolder
-from leyden.plugins.replace_file import replace_file
+from leyden.core.replace_file import replace_file
 
 __all__ = ["PAGE", "report", "write_report"]
 
