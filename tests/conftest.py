@@ -32,7 +32,7 @@ def pytest_configure(config: pytest.Config) -> None:
     torch.set_num_threads(1)
     config.addinivalue_line(
         "markers",
-        "sampled(count): the experiments of which only so many, chosen by LEYDEN_TEST_SEED, are tried by default",
+        "sampled(count): of this test's many parameters only so many, chosen by LEYDEN_TEST_SEED, are tried by default",
     )
 
 
@@ -46,19 +46,26 @@ def _forget_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test that takes an ``experiment`` with each of them, as ``-c`` names it; those not drawn are slow."""
-    if "experiment" not in metafunc.fixturenames:
-        return
-    names = [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in sorted(EXPERIMENTS.rglob("*.yaml"))]
-    names.insert(0, "default")
-    marker = metafunc.definition.get_closest_marker("sampled")
-    drawn = set(names)
-    if marker is not None:
-        draw = random.Random(f"{os.environ.get('LEYDEN_TEST_SEED', '0')} {metafunc.function.__name__}")
-        drawn = set(draw.sample(names, min(marker.args[0], len(names))))
-    metafunc.parametrize(
-        "experiment", [name if name in drawn else pytest.param(name, marks=pytest.mark.slow) for name in names]
-    )
+    """Runs a test that takes an ``experiment`` with each of them, as ``-c`` names it."""
+    if "experiment" in metafunc.fixturenames:
+        paths = (path.relative_to(EXPERIMENTS).with_suffix("") for path in sorted(EXPERIMENTS.rglob("*.yaml")))
+        metafunc.parametrize("experiment", ["default", *(path.as_posix() for path in paths)])
+
+
+@pytest.hookimpl(tryfirst=True)  # before pytest itself leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks as slow what is not drawn of a sampled test."""
+    sampled: dict[tuple[Path, str], list[pytest.Function]] = {}
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("sampled"):
+            sampled.setdefault((item.path, item.originalname), []).append(item)
+    for (_, name), alike in sampled.items():
+        (count,) = alike[0].get_closest_marker("sampled").args  # type: ignore[union-attr]
+        draw = random.Random(f"{os.environ.get('LEYDEN_TEST_SEED', '0')} {name}")
+        drawn = draw.sample(alike, min(count, len(alike)))
+        for item in alike:
+            if item not in drawn:
+                item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture

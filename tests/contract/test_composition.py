@@ -210,6 +210,7 @@ def test_every_callback_of_a_paper_is_tried():
     assert sorted(USES) == sorted({name for names in families().values() for name in names})
 
 
+@pytest.mark.sampled(40)
 @pytest.mark.parametrize("names", compositions(), ids="+".join)
 def test_composition(names, weights_of, tmp_path):
     weights = weights_of(names)
