@@ -108,6 +108,9 @@ WRONG_CONFIGS = {  # known only by parsing the configs
     "stages: {a: {gives: [weights]}, b: {takes: {model.network.width: a.weights}}}": "a/weights' is not int",
     "stages: {a: {gives: [test/accuracy]}, b: {takes: {model.network.width: a.test/accuracy}}}": "b: model.",
     "stages: {a: {gives: [test/f1]}}": "a: it gives test/f1, but a fit of it logs test/loss, test/accuracy",
+    "stages: {a: {set: {model.metrics: {auroc: {class_path: torchmetrics.classification.MulticlassAUROC, init_args: "
+    "{num_classes: 10}}}}, gives: [test/auroc, test/f1]}}": "it gives test/f1, but a fit of it logs test/loss, "
+    "test/accuracy, test/auroc",
     "stages: {a: {gives: [val/f1], until: a.val/f1 > 1}}": "a: it gives val/f1, but a fit of it logs val/loss",
     "stages: {a: {set: {test_after_fit: false}, gives: [test/loss]}}": "a fit of it logs no test metrics",
     "stages: {a: {set: {trainer.default_root_dir: x}}, b: {set: {trainer.default_root_dir: ./x}}}": "same files as a",

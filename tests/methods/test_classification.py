@@ -3,8 +3,9 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from sklearn.metrics import accuracy_score, log_loss
+from sklearn.metrics import accuracy_score, log_loss, roc_auc_score
 from torch import nn
+from torchmetrics.classification import MulticlassAUROC
 
 from leyden.data import Digits
 from leyden.methods import Classification
@@ -112,6 +113,18 @@ def test_metrics_against_sklearn(method):
     prediction = probabilities(method).argmax(1)
     assert found["val/accuracy"] == pytest.approx(accuracy_score(TARGET.numpy(), prediction))
     assert found["val/loss"] == pytest.approx(log_loss(TARGET.numpy(), probabilities(method)), rel=1e-6)
+
+
+def test_more_metrics_against_sklearn():
+    torch.manual_seed(0)
+    method = Classification(MLP(4, 3, ()), metrics={"auroc": MulticlassAUROC(3)}).double()
+    for stage in ("val", "test"):  # each has its own
+        for rows in (slice(0, 2), slice(2, 6)):
+            method._evaluate(stage, {"input": X[rows], "target": TARGET[rows]})
+        expected = roc_auc_score(TARGET.numpy(), probabilities(method), multi_class="ovr")
+        assert method.metrics[stage].compute()[f"{stage}/auroc"].item() == pytest.approx(expected, rel=1e-6)
+    with pytest.raises(ValueError, match=r"metrics has \['accuracy'\], which are logged anyway"):
+        Classification(MLP(4, 3, ()), metrics={"accuracy": MulticlassAUROC(3)})
 
 
 def test_accuracy_of_soft_targets(method):

@@ -311,7 +311,8 @@ def _check_metrics(stage: Stage, resolved: dict[str, Any], command: str, numbers
     try:
         if any(_may_log(cls) for cls in classes if not cls.__module__.startswith("lightning.")):
             return
-        names = ["loss", *method.make_metrics(method.__new__(method))]
+        given = resolved["model"].get("init_args", {}).get("metrics") or {}
+        names = ["loss", *method.make_metrics(method.__new__(method)), *given]
     except (AttributeError, OSError):  # metrics that depend on arguments, no source
         return
     for name in numbers:

@@ -1,5 +1,6 @@
 """Classification: one class per sample."""
 
+from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -15,7 +16,7 @@ __all__ = ["Classification"]
 
 
 class Classification(Method):
-    """Trains a network to classify; logs loss and accuracy.
+    """Trains a network to classify; logs loss, accuracy and what other metrics are given.
 
     The target is int64 ``[N]`` or soft float ``[N, C]``. Where callbacks mixed the batch (scalar ``mix_lam``), the
     loss is ``mix_lam * loss(target) + (1 - mix_lam) * loss(mix_target)``. Samples whose ``labeled`` is False have no
@@ -24,10 +25,27 @@ class Classification(Method):
     Args:
         network: gives logits ``[N, C]``.
         loss: module called with logits and target; cross entropy if None.
+        metrics: more metrics of validation and test by name, updated with logits ``[N, C]`` and class numbers ``[N]``,
+            such as `torchmetrics.classification.MulticlassAUROC`.
         **kwargs: see `Method`.
+
+    Raises:
+        ValueError: one of the metrics is called ``loss`` or ``accuracy``.
     """
 
-    def __init__(self, network: Network, *, loss: nn.Module | None = None, **kwargs: Any) -> None:
+    _more_metrics: dict[str, Metric] = {}
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        loss: nn.Module | None = None,
+        metrics: dict[str, Metric] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if taken := {"loss", "accuracy"} & set(metrics or {}):
+            raise ValueError(f"metrics has {sorted(taken)}, which are logged anyway: choose other names")
+        self._more_metrics = metrics or {}  # `Method` calls make_metrics
         super().__init__(network, **kwargs)
         self.loss = loss or nn.CrossEntropyLoss()
 
@@ -59,10 +77,12 @@ class Classification(Method):
         return self.loss(logits, target)
 
     def make_metrics(self) -> dict[str, Metric]:
-        """Accuracy over all samples."""
-        return {"accuracy": MulticlassAccuracy(average="micro")}
+        """Accuracy over all samples, and the metrics that were given."""
+        return {"accuracy": MulticlassAccuracy(average="micro"), **deepcopy(self._more_metrics)}
 
     def update_metrics(self, metrics: MetricCollection, batch: Batch, outputs: Outputs) -> None:
-        """Adds a batch to the accuracy."""
+        """Adds a batch."""
         target = batch["target"] if batch["target"].ndim == 1 else batch["target"].argmax(-1)
         metrics["accuracy"].update(outputs.logits.argmax(-1), target)
+        for name in self._more_metrics:
+            metrics[name].update(outputs.logits, target)
