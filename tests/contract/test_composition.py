@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.plugins.io import CheckpointIO
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
@@ -27,6 +28,7 @@ from leyden.core import Network
 from leyden.data import Digits
 from leyden.methods import Classification
 from leyden.models import TransformerBlock
+from leyden.plugins import LazyAsyncCheckpointIO
 
 DOCS = Path(leyden.__file__).parents[2] / "docs" / "how-to" / "composing-methods.md"
 
@@ -38,11 +40,13 @@ class Use:
     Attributes:
         arguments: of its constructor.
         optimizer: that it needs.
+        plugin: that it needs.
         observes: it looks on, and the weights are the same without it.
     """
 
     arguments: dict[str, Any] = field(default_factory=dict)
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
+    plugin: Callable[[], CheckpointIO] | None = None
     observes: bool = False
 
 
@@ -58,7 +62,11 @@ USES = {
     "EarlyLearningRegularization": Use(),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
     "GradNormRecorder": Use(observes=True),
+    "GradientNormPenalty": Use(),
+    "LazyCheckpointing": Use(plugin=LazyAsyncCheckpointIO, observes=True),
+    "LoRA": Use({"rank": 2, "skip": ["head"]}),
     "MESA": Use({"decay": 0.5, "start_epoch": 0}),
+    "MiniBatchAwareRegularization": Use({"weight": 1.0}),
     "NMSparsity": Use({"n": 1}),
     "OneShotPruning": Use(observes=True),  # prunes when the last checkpoint is written
     "ProgressiveNM": Use({"n": 1}),
@@ -71,8 +79,10 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("AttentionMonitor", "DPSGD"): "AttentionMonitor changes the step",
     ("AuxiliaryZLoss", "DPSGD"): "AuxiliaryZLoss changes the step",
     ("EarlyLearningRegularization", "DPSGD"): "EarlyLearningRegularization changes the step",
+    ("GradientNormPenalty", "DPSGD"): "GradientNormPenalty changes the step",
     ("GhostBatchNorm", "DPSGD"): "stem.1 is a batch norm, which mixes them",
     ("MESA", "DPSGD"): "MESA changes the step",
+    ("MiniBatchAwareRegularization", "DPSGD"): "MiniBatchAwareRegularization changes the step",
     ("NMSparsity", "DPSGD"): "NMSparsity changes the step",
     ("ProgressiveNM", "DPSGD"): "is parametrized",
     ("SAF", "DPSGD"): "SAF changes the step",
@@ -116,17 +126,19 @@ def are_exclusive(names: list[str]) -> bool:
 
 
 class Everything(Network):
-    """Convolution, batch norm (or another), attention and linear layers."""
+    """Convolution, batch norm (or another), embedding, attention and linear layers."""
 
     def __init__(self, norm: nn.Module) -> None:
         super().__init__()
         self.stem = nn.Sequential(nn.Conv2d(1, 8, 3, stride=2, padding=1), norm, nn.ReLU())
+        self.places = nn.Embedding(16, 8)
         self.block = TransformerBlock(8, 2, mlp_ratio=1.0)
         self.feature_dim = 8
         self.head = nn.Linear(8, 10)
 
     def features(self, x: Tensor) -> Tensor:
-        return self.block(self.stem(x).flatten(2).transpose(1, 2)).mean(1)  # [N, 8]
+        tokens = self.stem(x).flatten(2).transpose(1, 2)  # [N, 16, 8]
+        return self.block(tokens + self.places(torch.arange(16, device=x.device))).mean(1)  # [N, 8]
 
 
 class Cut(Exception):  # noqa: N818
@@ -166,6 +178,7 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
             *([CutBefore(cut)] if cut is not None else []),
             last,
         ],
+        plugins=[plugin() for name in names if (plugin := USES[name].plugin)],
         default_root_dir=folder,
         logger=False,
         log_every_n_steps=1,

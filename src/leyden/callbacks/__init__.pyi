@@ -8,10 +8,16 @@ from .elr import EarlyLearningRegularization as EarlyLearningRegularization
 from .ema import EMA as EMA
 from .exact_resume import ExactResume as ExactResume
 from .ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
+from .glad import GradientNormPenalty as GradientNormPenalty
 from .grad_norm_recorder import GradNormRecorder as GradNormRecorder
 from .initial_weights import InitialWeights as InitialWeights
 from .last_checkpoint import LastCheckpoint as LastCheckpoint
+from .lazy_checkpointing import LazyCheckpointing as LazyCheckpointing
+from .lora import LoRA as LoRA
 from .loss_spikes import LossSpikes as LossSpikes
+from .minibatch_aware_regularization import MiniBatchAwareRegularization as MiniBatchAwareRegularization
+from .mixup import Mixup as Mixup
+from .mixup import mix_batch as mix_batch
 from .nm_sparsity import NMSparsity as NMSparsity
 from .one_shot_pruning import OneShotPruning as OneShotPruning
 from .progress_bar import ProgressBar as ProgressBar

@@ -78,6 +78,8 @@ class LastCheckpoint(Checkpoint):
         folder = self._folder(trainer)
         last, previous = folder / "last.ckpt", folder / "previous.ckpt"
         if trainer.is_global_zero and self.last_model_path:
+            if hasattr(trainer.strategy.checkpoint_io, "wait"):
+                trainer.strategy.checkpoint_io.wait()  # it is written in the background, and may not be there yet
             # A second name for the present file, so that there is a `last.ckpt` at every moment. A file that this fit
             # neither wrote nor read may be damaged: it must not take the place of a good one.
             link = folder / ".previous.ckpt"
