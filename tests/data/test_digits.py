@@ -65,3 +65,13 @@ def test_label_noise_is_symmetric():
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
         Digits(**kwargs)
+
+
+def test_rare_classes_are_so_in_training_only():
+    few, all_ = parts(class_shares={8: 0.2, 3: 0.0}), parts()
+    expected = all_["train"]["target"].bincount()
+    expected[8], expected[3] = round(0.2 * int(expected[8])), 0
+    assert torch.equal(few["train"]["target"].bincount(minlength=10), expected)
+    assert torch.equal(few["test"]["target"], all_["test"]["target"])
+    with pytest.raises(ValueError, match=r"class_shares must map classes 0..9 to shares in \[0, 1\], got 10: 0.5"):
+        Digits(class_shares={10: 0.5})

@@ -23,25 +23,36 @@ class Digits(DataModule):
 
     Args:
         num_train: keep only so many training samples, all classes alike; a smaller subset is part of a larger one.
+        class_shares: share of the training samples that is kept, by class; 1 for a class that is not named.
         label_noise: share of the training labels that are replaced by another class, all other classes alike.
         split_seed: which split, subset and noise; apart from ``seed``, so that runs of several seeds share their data.
         **kwargs: as in `DataModule`.
 
     Raises:
-        ValueError: ``num_train`` or ``label_noise`` is out of range.
+        ValueError: ``num_train``, ``class_shares`` or ``label_noise`` is out of range.
     """
 
     num_classes = 10
 
     def __init__(
-        self, *, num_train: int | None = None, label_noise: float = 0.0, split_seed: int = 0, **kwargs: Any
+        self,
+        *,
+        num_train: int | None = None,
+        class_shares: dict[int, float] | None = None,
+        label_noise: float = 0.0,
+        split_seed: int = 0,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if num_train is not None and not 1 <= num_train <= 1258:
             raise ValueError(f"num_train must lie in 1..1258, got {num_train}")
+        for label, share in (class_shares or {}).items():
+            if not (label in range(self.num_classes) and 0.0 <= share <= 1.0):
+                raise ValueError(f"class_shares must map classes 0..9 to shares in [0, 1], got {label}: {share}")
         if not 0.0 <= label_noise <= 1.0:
             raise ValueError(f"label_noise must lie in [0, 1], got {label_noise}")
         self.num_train = num_train
+        self.class_shares = class_shares or {}
         self.label_noise = label_noise
         self.split_seed = split_seed
 
@@ -52,6 +63,10 @@ class Digits(DataModule):
         target = torch.from_numpy(digits.target)
         parts = split_indices(len(target), {"val": 0.1, "test": 0.2}, seed=self.split_seed, labels=target)
         parts["train"] = parts["train"][: self.num_train]
+        for label, share in self.class_shares.items():
+            member = target[parts["train"]] == label
+            kept = member.cumsum(0) <= round(share * int(member.sum()))
+            parts["train"] = parts["train"][~member | kept]
         tensors = {name: {"input": images[rows], "target": target[rows]} for name, rows in parts.items()}
         if self.label_noise > 0.0:
             clean = tensors["train"]["target"]

@@ -1,1 +1,5 @@
-"""How outputs are drawn from a trained network."""
+"""How outputs are drawn from a trained network, and inputs that fool it."""
+
+import lazy_loader as _lazy
+
+__getattr__, __dir__, __all__ = _lazy.attach_stub(__name__, __file__)

@@ -3,6 +3,15 @@ from .cast import cast_loss as cast_loss
 from .elr import ELRLoss as ELRLoss
 from .elr import elr_loss as elr_loss
 from .elr import elr_update as elr_update
+from .gradient_norm import gradient_norm as gradient_norm
+from .kl_dro import CompositionalKLDRO as CompositionalKLDRO
+from .kl_dro import KLDRO as KLDRO
+from .kl_dro import kl_dro_loss as kl_dro_loss
+from .kl_dro import kl_dro_weights as kl_dro_weights
+from .minibatch_aware_l2 import minibatch_aware_l2 as minibatch_aware_l2
+from .noisefit import NoiseFiTLoss as NoiseFiTLoss
+from .noisefit import noisefit_loss as noisefit_loss
+from .noisefit import noisefit_penalty as noisefit_penalty
 from .reduction import reduce_loss as reduce_loss
 from .saf import TrajectoryLoss as TrajectoryLoss
 from .saf import trajectory_loss as trajectory_loss

@@ -1,3 +1,4 @@
+from .adversarial_training import AdversarialTraining as AdversarialTraining
 from .classification import Classification as Classification
 from .convex_relu import ConvexReLU as ConvexReLU
 from .language_modeling import LanguageModeling as LanguageModeling

@@ -4,3 +4,4 @@ from .bits_per_byte import BitsPerByte as BitsPerByte
 from .direction import default_mode as default_mode
 from .sparse_architecture_divergence import SparseArchitectureDivergence as SparseArchitectureDivergence
 from .sparse_architecture_divergence import sparse_architecture_divergence as sparse_architecture_divergence
+from .worst_class import WorstClassAccuracy as WorstClassAccuracy

@@ -1,0 +1,1 @@
+from .pgd import pgd as pgd
