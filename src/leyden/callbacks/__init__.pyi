@@ -19,6 +19,7 @@ from .minibatch_aware_regularization import MiniBatchAwareRegularization as Mini
 from .mixup import Mixup as Mixup
 from .mixup import mix_batch as mix_batch
 from .nm_sparsity import NMSparsity as NMSparsity
+from .noisefit import NoiseFiT as NoiseFiT
 from .one_shot_pruning import OneShotPruning as OneShotPruning
 from .progress_bar import ProgressBar as ProgressBar
 from .progressive_nm import ProgressiveNM as ProgressiveNM

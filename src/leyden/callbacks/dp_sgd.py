@@ -17,6 +17,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
+from leyden.callbacks._method_loss import MethodLoss
 from leyden.core.batch import Batch, Terms
 from leyden.core.callback import MethodCallback
 from leyden.core.distributed import world_size
@@ -177,19 +178,8 @@ class DPSGD(MethodCallback):
         self.noise_multiplier, self._planned_steps = state_dict["noise_multiplier"], state_dict["planned_steps"]
 
 
-class _Loss(nn.Module):
-    """The loss of a batch as a module, whose parameters `functional_call` can replace."""
-
-    def __init__(self, method: Method) -> None:
-        super().__init__()
-        self.method = method
-
-    def forward(self, batch: Batch) -> Tensor:
-        return torch.stack(list(self.method.loss_terms(batch, self.method.compute(batch)).values())).sum()
-
-
 def _per_sample_gradients(method: Method, named: dict[str, nn.Parameter], batch: Batch) -> dict[str, Tensor]:
-    module = _Loss(method)
+    module = MethodLoss(method)
     num_samples = len(batch["index"])
     if not num_samples:
         return {name: p.new_zeros(0, *p.shape) for name, p in named.items()}

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 from leyden.core import Network
 from leyden.core.replace_file import replace_file
 from leyden.models.exported import load_exported
+from leyden.nn import merge_lora
 from leyden.weights import pack_weights
 
 __all__ = ["FORMATS", "Format", "bake_parametrizations", "write_checked"]
@@ -48,7 +49,7 @@ def write_checked(form: Format, network: Network, inputs: list[Tensor], metadata
 
     Args:
         form: one of `FORMATS`.
-        network: in eval mode; loses its parametrizations.
+        network: in eval mode; loses its parametrizations and updates of low rank.
         inputs: batches ``[N, ...]`` to try it on; the first is the example that it is traced with.
         metadata: what the file says of itself.
         path: the file; on an error it is left as it was.
@@ -85,7 +86,8 @@ def _write(form: Format, network: Network, example: Tensor, metadata: dict[str, 
 
 
 def bake_parametrizations(network: nn.Module) -> None:
-    """Turns every parametrized tensor into a plain one of its present value."""
+    """Turns every parametrized tensor into a plain one of its present value, and adds updates of low rank to theirs."""
+    merge_lora(network)
     for module in list(network.modules()):
         if parametrize.is_parametrized(module):
             for name, parametrization in list(module.parametrizations.items()):  # type: ignore[operator, union-attr]

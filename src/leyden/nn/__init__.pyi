@@ -1,3 +1,4 @@
+from .adaptive_noise import adaptive_noise as adaptive_noise
 from .dfp import DFPConv2d as DFPConv2d
 from .dfp import DFPLinear as DFPLinear
 from .dfp import convert_to_dfp as convert_to_dfp
@@ -5,6 +6,7 @@ from .dfp import dfp_dequantize as dfp_dequantize
 from .dfp import dfp_downconvert as dfp_downconvert
 from .dfp import dfp_matmul as dfp_matmul
 from .dfp import dfp_quantize as dfp_quantize
+from .dice import Dice as Dice
 from .ema_teacher import EMATeacher as EMATeacher
 from .ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
 from .ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
@@ -12,8 +14,12 @@ from .ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d
 from .ghost_batch_norm import convert_ghost_batch_norm as convert_ghost_batch_norm
 from .group_scale import GroupScale as GroupScale
 from .group_scale import finalize_nm as finalize_nm
+from .local_activation_pool import LocalActivationPool as LocalActivationPool
 from .long_short_attention import LongShortAttention as LongShortAttention
 from .long_short_attention import long_short_attention as long_short_attention
+from .lora import LoRALinear as LoRALinear
+from .lora import apply_lora as apply_lora
+from .lora import merge_lora as merge_lora
 from .magnitude_invariant import HyperModule as HyperModule
 from .magnitude_invariant import HyperNetwork as HyperNetwork
 from .magnitude_invariant import magnitude_invariant_encode as magnitude_invariant_encode
