@@ -57,6 +57,7 @@ ARGUMENTS: dict[str, Any] = {
     "depth": 18,
     "image_size": 8,
     "patch_size": 4,
+    "patch_dim": 8,
     "vocab_size": 12,
     "context": 4,
     "teachers": ConvNet(1, 10, width=4),
@@ -64,10 +65,26 @@ ARGUMENTS: dict[str, Any] = {
     "target_delta": 1e-3,
     "schedule": [0.2, 1.0, 0.0],
 }
+
+
+class Greys(Network):
+    """Embeds the grey levels of the digits' pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.levels = nn.Embedding(17, 4)
+        self.feature_dim = 4
+        self.head = nn.Linear(4, 10)
+
+    def features(self, x: Tensor) -> Tensor:
+        return self.levels((16.0 * x).long().flatten(1)).mean(1)
+
+
 NETWORKS = {
     "AttentionMonitor": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
     "DPSGD": lambda: MLP(64, 10, (8,)),
     "LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2),
+    "MiniBatchAwareRegularization": Greys,
 }
 BATCHES = {
     "ConvexReLU": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},

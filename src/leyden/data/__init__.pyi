@@ -6,10 +6,15 @@ from .curated import CuratedData as CuratedData
 from .dataset import ImageTensorDataset as ImageTensorDataset
 from .dataset import TensorDictDataset as TensorDictDataset
 from .dataset import normalize_pixels as normalize_pixels
+from .digit_questions import DigitQuestions as DigitQuestions
 from .digit_stages import DigitTasks as DigitTasks
 from .digit_stages import PseudoLabeledDigits as PseudoLabeledDigits
 from .digits import Digits as Digits
 from .digits import symmetric_label_noise as symmetric_label_noise
+from .feature_noise import FeatureNoise as FeatureNoise
+from .generated_clicks import GeneratedClicks as GeneratedClicks
+from .hartmann import HartmannDesigns as HartmannDesigns
+from .hartmann import hartmann6 as hartmann6
 from .huggingface import HuggingFaceDataModule as HuggingFaceDataModule
 from .huggingface import HuggingFaceDataset as HuggingFaceDataset
 from .huggingface import HuggingFaceText as HuggingFaceText

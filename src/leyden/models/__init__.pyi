@@ -1,10 +1,12 @@
 from .adapters import TimmNetwork as TimmNetwork
 from .adapters import TransformersNetwork as TransformersNetwork
 from .convnet import ConvNet as ConvNet
+from .din import DIN as DIN
 from .exported import load_exported as load_exported
 from .gpt import GPT as GPT
 from .hyper_mlp import HyperMLP as HyperMLP
 from .mlp import MLP as MLP
+from .patch_net import PatchNet as PatchNet
 from .pretrained import pretrained as pretrained
 from .resnet import ResNet as ResNet
 from .stream_mlp import StreamMLP as StreamMLP
