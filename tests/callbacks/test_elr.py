@@ -5,7 +5,7 @@ import torch
 from lightning.pytorch import Trainer
 from torch.nn import functional
 
-from leyden.callbacks import EarlyLearningRegularization
+from leyden.callbacks import EarlyLearningRegularization, Mixup
 from leyden.core import MethodCallback, SampleMemory
 from leyden.data import Digits
 from leyden.methods import Classification
@@ -105,21 +105,10 @@ def test_weight_zero_is_cross_entropy_bit_for_bit():
         assert not torch.equal(tensor, heavy.state_dict()[name])
 
 
-class Mix(MethodCallback):
-    """Mixes in the first epoch."""
-
-    def transform_batch(self, method, batch):
-        if method.current_epoch > 0:
-            return batch
-        lam = torch.tensor(0.7)
-        mixed = lam * batch["input"] + (1 - lam) * batch["input"].flip(0)
-        return batch | {"input": mixed, "mix_target": batch["target"].flip(0), "mix_lam": lam}
-
-
 def test_mixed_inputs_are_left_out():
     elr, recorder = EarlyLearningRegularization(), Recorder()
     with pytest.warns(UserWarning, match="EarlyLearningRegularization remembers single samples: it leaves out batches"):
-        fit(Mix(), elr, recorder, max_epochs=2)
+        fit(Mixup(stop_epoch=1), elr, recorder, max_epochs=2)
     assert [set(step[3]) for step in recorder.steps] == [{"task"}, {"task"}, {"task", "elr"}, {"task", "elr"}]
     targets, _ = memory_by_hand([step for step in recorder.steps if step[0] == 1], 0.7)
     torch.testing.assert_close(elr.memory.values.double(), targets, rtol=0, atol=1e-6)

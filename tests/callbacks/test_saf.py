@@ -4,7 +4,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 
-from leyden.callbacks import MESA, SAF
+from leyden.callbacks import MESA, SAF, mix_batch
 from leyden.core import MethodCallback
 from leyden.data import Digits
 from leyden.methods import Classification
@@ -134,9 +134,7 @@ class Mix(MethodCallback):
     def transform_batch(self, method, batch):
         if method.current_epoch % 2 == 0:
             return batch
-        lam = torch.tensor(0.7)
-        mixed = lam * batch["input"] + (1 - lam) * batch["input"].flip(0)
-        return batch | {"input": mixed, "mix_target": batch["target"].flip(0), "mix_lam": lam}
+        return mix_batch(batch, torch.arange(len(batch["index"])).flip(0), 0.7, 0.7, num_classes=10)
 
 
 def test_mixed_inputs_are_neither_written_nor_compared():

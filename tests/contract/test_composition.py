@@ -69,6 +69,7 @@ USES = {
     "MiniBatchAwareRegularization": Use({"weight": 1.0}),
     "Mixup": Use({"prob": 0.5}),  # those with memory per sample need steps that are not mixed
     "NMSparsity": Use({"n": 1}),
+    "NoiseFiT": Use({"std": 1.0, "layers": 1, "blocks": "stem"}),
     "OneShotPruning": Use(observes=True),  # prunes when the last checkpoint is written
     "ProgressiveNM": Use({"n": 1}),
     "SAF": Use({"delay": 1, "start_epoch": 0}),
@@ -89,6 +90,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("Mixup", "DPSGD"): "Mixup changes the step",
     ("NMSparsity", "DPSGD"): "NMSparsity changes the step",
     ("ProgressiveNM", "DPSGD"): "is parametrized",
+    ("NoiseFiT", "DPSGD"): "NoiseFiT changes the step",
     ("SAF", "DPSGD"): "SAF changes the step",
     ("SigmaReparametrization", "DPSGD"): "is parametrized",
     ("SophiaHessian", "DPSGD"): "SophiaHessian changes the step",

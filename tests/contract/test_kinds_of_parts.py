@@ -12,7 +12,7 @@ from lightning.pytorch import Callback, Trainer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leyden.callbacks import EMA, ExactResume, LastCheckpoint
+from leyden.callbacks import EMA, ExactResume, LastCheckpoint, mix_batch
 from leyden.core import (
     Method,
     MethodCallback,
@@ -260,9 +260,8 @@ class Mixup(MethodCallback):
         keys = sample_keys(method.datamodule.seed, method.global_step, batch["index"])
         order = uniform(keys).argsort()  # of the samples, whatever their rows
         partner = torch.empty_like(order).scatter_(0, order, order.roll(1))
-        lam = uniform(keys[order[:1]], stream=1)[0]
-        mixed = lam * batch["input"] + (1 - lam) * batch["input"][partner]
-        return batch | {"input": mixed, "mix_target": batch["target"][partner], "mix_lam": lam}
+        lam = uniform(keys[order[:1]], stream=1).item()
+        return mix_batch(batch, partner, lam, lam, num_classes=10)
 
 
 # ---- (j) inner features
@@ -512,7 +511,7 @@ def test_mixup_is_a_function_of_seed_step_and_sample():
     mixed = Mixup().transform_batch(method, batch)
     shuffled = {key: value.flip(0) for key, value in batch.items()}
     torch.testing.assert_close(Mixup().transform_batch(method, shuffled)["input"].flip(0), mixed["input"])
-    partner, lam = mixed["mix_target"], mixed["mix_lam"]  # the target of a sample is its row
+    partner, lam = mixed["mix_target"][:, 1], mixed["mix_lam"]  # the target of a sample is its row
     assert (partner != batch["target"]).all()
     torch.testing.assert_close(mixed["input"], lam * batch["input"] + (1 - lam) * batch["input"][partner])
     assert batch.keys() == {"input", "target", "index"}

@@ -84,6 +84,7 @@ NETWORKS = {
     "AttentionMonitor": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
     "DPSGD": lambda: MLP(64, 10, (8,)),
     "LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2),
+    "NoiseFiT": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=3, num_heads=2),
     "MiniBatchAwareRegularization": Greys,
 }
 BATCHES = {

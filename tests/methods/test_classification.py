@@ -57,15 +57,6 @@ def test_one_hot_is_the_hard_target(method):
     assert task(method, target=one_hot) == pytest.approx(task(method), rel=1e-12)
 
 
-@pytest.mark.parametrize("lam", [0.0, 0.3, 1.0])
-def test_mixed_targets_against_a_mixed_soft_target(method, lam):
-    other = TARGET.roll(1)
-    mixed = sum(w * nn.functional.one_hot(t, 3).double() for w, t in ((lam, TARGET), (1 - lam, other)))
-    found = task(method, mix_target=other, mix_lam=torch.tensor(lam, dtype=torch.float64))
-    expected = -(mixed.numpy() * np.log(probabilities(method))).sum(1).mean()
-    assert found == pytest.approx(expected, rel=1e-12)
-
-
 def test_unlabeled_samples_are_left_out(method):
     labeled = torch.tensor([True, False, True, True, False, False])
     expected = log_loss(TARGET[labeled].numpy(), probabilities(method)[labeled.numpy()], labels=[0, 1, 2])
@@ -81,14 +72,8 @@ HALF = torch.tensor([True, False, True, True, False, False])
     [
         {"target": torch.full((6, 3), 1 / 3, dtype=torch.float64), "labeled": HALF},
         {"target": torch.full((6,), -1), "labeled": torch.zeros(6, dtype=torch.bool)},
-        {
-            "target": TARGET.masked_fill(~HALF, -1),
-            "labeled": HALF,
-            "mix_target": TARGET.masked_fill(~HALF, -1).roll(1),
-            "mix_lam": torch.tensor(0.5),
-        },
     ],
-    ids=["soft", "none_labeled", "mixed"],
+    ids=["soft", "none_labeled"],
 )
 def test_unlabeled_samples_of_other_kinds(method, batch):
     assert np.isfinite(task(method, **batch))

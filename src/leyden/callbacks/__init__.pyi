@@ -1,5 +1,6 @@
 from .attention_monitor import AttentionMonitor as AttentionMonitor
 from .cast import CAST as CAST
+from .crib import CRIB as CRIB
 from .dp_sgd import DPSGD as DPSGD
 from .dsnot import DSnoT as DSnoT
 from .dynamic_fixed_point import DynamicFixedPoint as DynamicFixedPoint
@@ -7,9 +8,12 @@ from .dynamic_sparsity import DynamicSparsity as DynamicSparsity
 from .elr import EarlyLearningRegularization as EarlyLearningRegularization
 from .ema import EMA as EMA
 from .exact_resume import ExactResume as ExactResume
+from .fairness_penalty import FairnessPenalty as FairnessPenalty
 from .ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
 from .glad import GradientNormPenalty as GradientNormPenalty
 from .grad_norm_recorder import GradNormRecorder as GradNormRecorder
+from .ignite import IGNITE as IGNITE
+from .ignite import ignite_multiplier as ignite_multiplier
 from .initial_weights import InitialWeights as InitialWeights
 from .last_checkpoint import LastCheckpoint as LastCheckpoint
 from .lazy_checkpointing import LazyCheckpointing as LazyCheckpointing

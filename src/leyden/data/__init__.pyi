@@ -12,6 +12,7 @@ from .digit_stages import PseudoLabeledDigits as PseudoLabeledDigits
 from .digits import Digits as Digits
 from .digits import symmetric_label_noise as symmetric_label_noise
 from .feature_noise import FeatureNoise as FeatureNoise
+from .generated_applicants import GeneratedApplicants as GeneratedApplicants
 from .generated_clicks import GeneratedClicks as GeneratedClicks
 from .hartmann import HartmannDesigns as HartmannDesigns
 from .hartmann import hartmann6 as hartmann6
@@ -43,6 +44,9 @@ from .sampler import Sequential as Sequential
 from .sampler import Shuffled as Shuffled
 from .sampler import Weighted as Weighted
 from .sampler import eval_batches as eval_batches
+from .series import CoupledSinusoids as CoupledSinusoids
+from .series import SeriesDataModule as SeriesDataModule
+from .series import SeriesFile as SeriesFile
 from .splits import shuffled_order as shuffled_order
 from .splits import split_indices as split_indices
 from .splits import stratified_order as stratified_order

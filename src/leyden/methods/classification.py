@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Any
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import nn
 from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
@@ -18,9 +18,8 @@ __all__ = ["Classification"]
 class Classification(Method):
     """Trains a network to classify; logs loss, accuracy and what other metrics are given.
 
-    The target is int64 ``[N]`` or soft float ``[N, C]``. Where callbacks mixed the batch (scalar ``mix_lam``), the
-    loss is ``mix_lam * loss(target) + (1 - mix_lam) * loss(mix_target)``. Samples whose ``labeled`` is False have no
-    loss.
+    The target is int64 ``[N]`` or soft float ``[N, C]``, as callbacks that mix samples make it. Samples whose
+    ``labeled`` is False have no loss.
 
     Args:
         network: gives logits ``[N, C]``.
@@ -62,19 +61,12 @@ class Classification(Method):
     def loss_terms(self, batch: Batch, outputs: Outputs) -> Terms:
         """Returns the loss as ``task``."""
         require_keys(batch, "target", user="Classification")
-        task = self._loss(outputs.logits, batch["target"], batch)
-        if "mix_target" in batch:
-            lam = batch["mix_lam"]
-            task = lam * task + (1 - lam) * self._loss(outputs.logits, batch["mix_target"], batch)
-        return {"task": task}
-
-    def _loss(self, logits: Tensor, target: Tensor, batch: Batch) -> Tensor:
+        logits, target = outputs.logits, batch["target"]
         if "labeled" in batch:
-            known = batch["labeled"] if target.is_floating_point() else target >= 0  # -1 marks a mixed-in one too
-            logits, target = logits[known], target[known]
+            logits, target = logits[batch["labeled"]], target[batch["labeled"]]
             if not len(target):
-                return 0.0 * logits.sum()
-        return self.loss(logits, target)
+                return {"task": 0.0 * outputs.logits.sum()}
+        return {"task": self.loss(logits, target)}
 
     def make_metrics(self) -> dict[str, Metric]:
         """Accuracy over all samples, and the metrics that were given."""
