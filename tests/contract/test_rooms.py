@@ -64,6 +64,7 @@ ARGUMENTS: dict[str, Any] = {
     "target_epsilon": 8.0,
     "target_delta": 1e-3,
     "schedule": [0.2, 1.0, 0.0],
+    "attributes": ["target"],
 }
 
 
@@ -90,10 +91,12 @@ NETWORKS = {
 BATCHES = {
     "ConvexReLU": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
     "LanguageModeling": {"input": TOKENS, "target": TOKENS},
+    "OfflineOptimization": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
     "Regression": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
     "TDPrediction": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
 }
 
+BESIDE = {"DecoupledMixup": "Mixup"}  # a callback that another one needs
 OPTIMIZERS = {"CAST": "AdamS", "SophiaHessian": "Sophia"}
 STEPS = {"AdaptiveObGD": {"delta": 0.5}, "ObGD": {"delta": 0.5}}  # what ``step`` of an optimizer needs
 
@@ -366,7 +369,8 @@ def check_callback(kind: type[MethodCallback], folder: Path) -> None:
     optimizer = OPTIMIZERS.get(kind.__name__)
     given = {"optimizer": public("optim")[optimizer]} if optimizer else {}
     network = NETWORKS.get(kind.__name__, lambda: ConvNet(1, 10, width=4))()
-    trainer = quick_fit(Classification(network, **given), pair, folder)
+    others = [public("callbacks")[BESIDE[kind.__name__]]()] if kind.__name__ in BESIDE else []
+    trainer = quick_fit(Classification(network, **given), [*pair, *others], folder)
     keys = [callback.state_key for callback in pair]
     assert len(set(keys)) == 2, "two of one class save under one name"
     assert not any(str(id(callback)) in key for callback, key in zip(pair, keys, strict=True)), (
@@ -378,7 +382,7 @@ def check_callback(kind: type[MethodCallback], folder: Path) -> None:
         assert callback.state_dict().keys() == state.keys()
     # the parts and the module of a fit serve in the test and the fit that follow
     trainer.test(trainer.lightning_module, datamodule=trainer.datamodule, verbose=False)
-    quick_fit(trainer.lightning_module, pair, folder)
+    quick_fit(trainer.lightning_module, [*pair, *others], folder)
 
 
 @pytest.mark.parametrize("kind", parts("callbacks", MethodCallback))

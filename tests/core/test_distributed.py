@@ -8,6 +8,7 @@ from leyden.core import (
     TermMeter,
     accumulate_gradients,
     all_gather_rows,
+    all_gather_rows_with_grad,
     all_reduce_mean,
     all_reduce_sum,
     gradients_per_term,
@@ -43,6 +44,11 @@ def on_two() -> dict:
     accumulate_gradients([weight], [gradient])
     found["gradient"] = weight.grad.tolist()
 
+    values = torch.tensor([[1.0], [2.0]]) * (1 + 2 * me)  # 1, 2 and 3, 6
+    rows = all_gather_rows_with_grad(values * weight)
+    [gradient] = torch.autograd.grad(rows.square().sum(), [weight])
+    found["rows with gradient"] = (rows.flatten().tolist(), gradient.item())
+
     meter = TermMeter()
     meter.update({"a": torch.tensor(1.0 + me), "b": torch.tensor(4.0)}, num_samples=1 + 2 * me, step=0)
     found["means"] = meter.means()
@@ -61,5 +67,7 @@ def test_two_processes(run_processes):
         assert found["input"] == [1.0 + number, 10.0]
         assert found["memory"] == ([0.0, 1.0, 10.0, 11.0], [True] * 4)
         assert found["gradient"] == [1.5]
+        # of the sum over all, (1 + 4 + 9 + 36) w^2 at w = 2, it is the mean over processes of twice each one's part
+        assert found["rows with gradient"] == ([2.0, 4.0, 6.0, 12.0], 2 * 2 * 2 * [5, 45][number])
         # (1 * 1 + 3 * 2) / 4 and 4
         assert found["means"] == found["resumed"] == {"loss": 5.75, "a": 1.75, "b": 4.0}

@@ -1,6 +1,7 @@
 from .attention_monitor import AttentionMonitor as AttentionMonitor
 from .cast import CAST as CAST
 from .crib import CRIB as CRIB
+from .decoupled_mixup import DecoupledMixup as DecoupledMixup
 from .dp_sgd import DPSGD as DPSGD
 from .dsnot import DSnoT as DSnoT
 from .dynamic_fixed_point import DynamicFixedPoint as DynamicFixedPoint
@@ -12,13 +13,17 @@ from .fairness_penalty import FairnessPenalty as FairnessPenalty
 from .ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
 from .glad import GradientNormPenalty as GradientNormPenalty
 from .grad_norm_recorder import GradNormRecorder as GradNormRecorder
+from .gradient_dropout import GradientDropout as GradientDropout
 from .ignite import IGNITE as IGNITE
 from .ignite import ignite_multiplier as ignite_multiplier
 from .initial_weights import InitialWeights as InitialWeights
 from .last_checkpoint import LastCheckpoint as LastCheckpoint
 from .lazy_checkpointing import LazyCheckpointing as LazyCheckpointing
+from .learned_proximal import ConvexWeights as ConvexWeights
+from .learned_proximal import ProximalMatchingSchedule as ProximalMatchingSchedule
 from .lora import LoRA as LoRA
 from .loss_spikes import LossSpikes as LossSpikes
+from .mask_tuning import MaskTuning as MaskTuning
 from .minibatch_aware_regularization import MiniBatchAwareRegularization as MiniBatchAwareRegularization
 from .mixup import Mixup as Mixup
 from .mixup import mix_batch as mix_batch
@@ -33,4 +38,5 @@ from .saf import SAF as SAF
 from .sigma_reparam import SigmaReparametrization as SigmaReparametrization
 from .soft_targets import SoftTargets as SoftTargets
 from .sophia_hessian import SophiaHessian as SophiaHessian
+from .weight_companding import WeightCompanding as WeightCompanding
 from .z_loss import AuxiliaryZLoss as AuxiliaryZLoss

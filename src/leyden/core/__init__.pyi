@@ -4,12 +4,14 @@ from .batch import require_keys as require_keys
 from .callback import MethodCallback as MethodCallback
 from .callback import NumberedCallback as NumberedCallback
 from .distributed import all_gather_rows as all_gather_rows
+from .distributed import all_gather_rows_with_grad as all_gather_rows_with_grad
 from .distributed import all_reduce_mean as all_reduce_mean
 from .distributed import all_reduce_sum as all_reduce_sum
 from .distributed import rank as rank
 from .distributed import world_size as world_size
 from .gradients import accumulate_gradients as accumulate_gradients
 from .gradients import gradients_per_term as gradients_per_term
+from .gradients import with_gradients as with_gradients
 from .logit_cache import LogitCache as LogitCache
 from .memory import SampleMemory as SampleMemory
 from .meter import NonFiniteLossError as NonFiniteLossError

@@ -1,9 +1,17 @@
 """Sums and rows over all processes; without process group each function returns its input."""
 
+import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["all_gather_rows", "all_reduce_mean", "all_reduce_sum", "rank", "world_size"]
+__all__ = [
+    "all_gather_rows",
+    "all_gather_rows_with_grad",
+    "all_reduce_mean",
+    "all_reduce_sum",
+    "rank",
+    "world_size",
+]
 
 
 def world_size() -> int:
@@ -45,3 +53,22 @@ def all_gather_rows(tensor: Tensor) -> Tensor:
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor  # its name before torch 2.13
     gather(gathered, tensor.detach().contiguous())
     return gathered
+
+
+def all_gather_rows_with_grad(tensor: Tensor) -> Tensor:
+    """Rows of all processes, with a gradient to those of this one: for a loss of all rows, made by every process.
+
+    The gradient is that of the loss times the number of processes, so that its mean over them, as DDP takes it, is that
+    of one process with all rows.
+
+    Args:
+        tensor: ``[N, ...]``; N must be the same everywhere.
+
+    Returns:
+        ``[N * world_size, ...]``.
+    """
+    if world_size() == 1:
+        return tensor
+    start, rows = rank() * len(tensor), all_gather_rows(tensor)
+    own = tensor.detach() + world_size() * (tensor - tensor.detach())
+    return torch.cat([rows[:start], own, rows[start + len(tensor) :]])

@@ -224,9 +224,9 @@ class Method(LightningModule, ABC):
             raise self._with_last_checkpoint(error) from None
         return loss
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch to the validation metrics."""
-        self._evaluate("val", batch)
+    def validation_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
+        """Adds a batch to the validation metrics; returns the ``logits`` for callbacks."""
+        return {"logits": self._evaluate("val", batch).logits}
 
     def test_step(self, batch: Batch, batch_idx: int) -> dict[str, Tensor]:
         """Adds a batch to the test metrics; returns the ``logits`` for callbacks."""

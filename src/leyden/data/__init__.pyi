@@ -34,6 +34,7 @@ from .mnist import MNISTFiles as MNISTFiles
 from .mnist import read_idx as read_idx
 from .module import DataModule as DataModule
 from .noisy_digits import NoisyDigits as NoisyDigits
+from .photo_patches import PhotoPatches as PhotoPatches
 from .poisson import PoissonBatchSampler as PoissonBatchSampler
 from .prune_combine import combine_grid as combine_grid
 from .prune_combine import prune_by_score as prune_by_score

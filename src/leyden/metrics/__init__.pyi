@@ -1,7 +1,10 @@
 from .attention import AttentionEntropy as AttentionEntropy
 from .attention import MaxAttentionLogit as MaxAttentionLogit
 from .bits_per_byte import BitsPerByte as BitsPerByte
+from .clustering import ClusteringAccuracy as ClusteringAccuracy
+from .clustering import NormalizedMutualInformation as NormalizedMutualInformation
 from .direction import default_mode as default_mode
+from .distance_correlation import DistanceCorrelation as DistanceCorrelation
 from .sparse_architecture_divergence import SparseArchitectureDivergence as SparseArchitectureDivergence
 from .sparse_architecture_divergence import sparse_architecture_divergence as sparse_architecture_divergence
 from .worst_class import WorstClassAccuracy as WorstClassAccuracy
