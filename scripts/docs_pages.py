@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ROOT / "src" / "leyden"
 # in this order; pages that are not named here follow by name
 HOW_TO = ["compare", "report", "your-method", "composing-methods", "your-data", "your-template", "sweeps", "wandb"]
-HOW_TO += ["many-nodes", "stages", "distill", "my-loss-diverges", "editor", "predict", "export"]
+HOW_TO += ["stages", "distill", "my-loss-diverges", "editor", "predict", "export"]
 MAX_SIGNATURE = 84  # letters in a line of a page
 EXPORT = re.compile(r"^from \.(\w+) import (\w+) as \w+$", re.M)
 ROOM_TEXTS = {
@@ -53,7 +53,7 @@ def on_config(config: MkDocsConfig) -> MkDocsConfig:
     benchmarks = sorted(path.relative_to(docs).as_posix() for path in docs.glob("benchmarks/*.md"))
     config.nav = [
         {"Start": ["index.md", "concepts.md"]},
-        {"How to": how_to},
+        {"How to": [*how_to, "scale.md"]},
         {"Methods": ["methods/index.md", *({family: pages} for family, pages in families.items())]},
         {"Results": ["results.md", *benchmarks]},
         {"API": ["api/index.md", *(f"api/{room}.md" for room in _rooms())]},

@@ -16,7 +16,7 @@ from leyden.cli.config import (
     read_config,
     set_option,
 )
-from leyden.cli.run_folder import RunFolder, newest_run, run_of_checkpoint
+from leyden.cli.run_folder import RunFolder, experiment_name, newest_run, requeued_run, run_of_checkpoint
 
 __all__ = [
     "HELP",
@@ -42,7 +42,8 @@ usage: leyden {command} [-c FILE]... [--KEY=VALUE]...
   --debug             show the traceback of an error
 """
 HELP_FIT = """\
-  --name NAME         name of the run folder logs/<experiment>/NAME; the time of the start if left out
+  --name NAME         name of the run folder logs/<experiment>/NAME; the time of the start if left out. A job that SLURM
+                      has put back into the queue goes on with its run of this name.
   --resume FOLDER     go on with the run in this folder, with its config and its last checkpoint
 """
 
@@ -129,6 +130,11 @@ def _run(command: str, argv: Sequence[str]) -> int:
         from leyden.cli.lightning import print_help
 
         return print_help(command, arguments.help)
+    if command == "fit" and arguments.resume is None:
+        files = [find_config(name) for name in arguments.config]
+        run = requeued_run(experiment_name(files), arguments.name, os.environ)
+        if run is not None:
+            arguments = Arguments(resume=str(run.path), debug=arguments.debug)
     tree, files = load_tree(command, arguments)
     # Lightning takes seconds to import: the files are checked before
     from leyden.cli.lightning import run_command

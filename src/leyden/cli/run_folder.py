@@ -14,6 +14,7 @@ __all__ = [
     "experiment_name",
     "find_checkpoint",
     "newest_run",
+    "requeued_run",
     "run_of_checkpoint",
 ]
 
@@ -114,6 +115,21 @@ def experiment_name(files: Sequence[Path]) -> str:
     return "default"
 
 
+def requeued_run(experiment: str, name: str | None, environment: Mapping[str, str]) -> RunFolder | None:
+    """The run that a SLURM job had begun before it was put back into the queue, if it had saved something.
+
+    Args:
+        experiment: see `experiment_name`.
+        name: given name; None for the one that all processes of a job step find.
+        environment: the environment variables.
+    """
+    if int(environment.get("SLURM_RESTART_COUNT", 0)) == 0:
+        return None
+    name = name or _slurm_name(environment)
+    run = RunFolder(LOGS / experiment / name) if name else None
+    return run if run is not None and run.config.is_file() and run.last_checkpoint.is_file() else None
+
+
 def run_of_checkpoint(path: str) -> RunFolder | None:
     """The run folder that a checkpoint lies in, if it lies in one."""
     run = RunFolder(Path(path).parent.parent)
@@ -149,8 +165,8 @@ def newest_run() -> str:
 
 def _launched_name(environment: Mapping[str, str], num_nodes: int) -> str | None:
     """A name that all processes of an outside launcher find; None where this process starts the others."""
-    if int(environment.get("SLURM_NTASKS", 1)) > 1 and "SLURM_PROCID" in environment:
-        return f"slurm-{environment['SLURM_JOB_ID']}-{environment.get('SLURM_STEP_ID', '0')}"
+    if name := _slurm_name(environment):
+        return name
     if int(environment.get("WORLD_SIZE", 1)) == 1 and num_nodes == 1:
         return None
     one_node = environment.get("LOCAL_WORLD_SIZE") == environment.get("WORLD_SIZE", "")
@@ -158,6 +174,12 @@ def _launched_name(environment: Mapping[str, str], num_nodes: int) -> str | None
     if name in (None, "none"):
         raise ConfigError("the processes of this run cannot agree on the name of its folder: give one with --name")
     return name
+
+
+def _slurm_name(environment: Mapping[str, str]) -> str | None:
+    if int(environment.get("SLURM_NTASKS", 1)) == 1 or "SLURM_PROCID" not in environment:
+        return None
+    return f"slurm-{environment['SLURM_JOB_ID']}-{environment.get('SLURM_STEP_ID', '0')}"
 
 
 def _start_of_parent() -> str | None:

@@ -1,6 +1,8 @@
 """Loaders of batches by sample number."""
 
+import os
 import random
+import signal
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -34,6 +36,13 @@ class _Fetch(Dataset):
         return {**batch, "index": torch.tensor(indices, dtype=torch.int64)}
 
 
+def _ignore_signals(worker: int) -> None:
+    """SLURM sends its signals to all processes of a job step: the one that trains says what is done about them."""
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+    if "SLURM_JOB_ID" in os.environ:  # elsewhere a worker that hangs is ended by SIGTERM
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
 def _as_is(batch: Any) -> Any:
     return batch
 
@@ -47,6 +56,7 @@ class _Loader:
             _Fetch(dataset),
             batch_sampler=requests,  # type: ignore[arg-type]
             collate_fn=_as_is,
+            worker_init_fn=_ignore_signals,
             num_workers=num_workers,
             persistent_workers=num_workers > 0,
             pin_memory=torch.cuda.is_available(),
