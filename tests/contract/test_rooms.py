@@ -31,7 +31,7 @@ import leyden
 from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits
 from leyden.methods import Classification
-from leyden.models import GPT, MLP, ConvNet, ViT
+from leyden.models import GPT, MLP, ConvNet, StackedAutoencoder, ViT
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
 
@@ -49,11 +49,13 @@ def parts(room: str, kind: type) -> list[Any]:
 
 IMAGES = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 TOKENS = torch.arange(12).view(3, 4)
+SERIES = torch.rand(4, 24, 3, generator=torch.Generator().manual_seed(0))
 ARGUMENTS: dict[str, Any] = {
     "in_features": 3 * 8 * 8,
     "in_channels": 3,
     "num_outputs": 10,
     "num_classes": 10,
+    "num_variates": 3,
     "depth": 18,
     "image_size": 8,
     "patch_size": 4,
@@ -63,6 +65,7 @@ ARGUMENTS: dict[str, Any] = {
     "teachers": ConvNet(1, 10, width=4),
     "target_epsilon": 8.0,
     "target_delta": 1e-3,
+    "heads": {"target": 10},
     "schedule": [0.2, 1.0, 0.0],
     "attributes": ["target"],
 }
@@ -83,6 +86,7 @@ class Greys(Network):
 
 NETWORKS = {
     "AttentionMonitor": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
+    "DEPICT": lambda: StackedAutoencoder(3 * 8 * 8, 10),
     "DPSGD": lambda: MLP(64, 10, (8,)),
     "LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2),
     "NoiseFiT": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=3, num_heads=2),
@@ -400,7 +404,7 @@ def check_network(kind: type[nn.Module]) -> None:
         return
     given = {"in_channels": 3} if "in_channels" in inspect.signature(kind).parameters else {}
     network = make(kind, **given).eval()
-    x = TOKENS if hasattr(network, "vocab_size") else IMAGES
+    x = SERIES if kind.__name__ == "UnifiedVariateTransformer" else TOKENS if hasattr(network, "vocab_size") else IMAGES
     features = network.features(x)
     assert features.shape[-1] == network.feature_dim, "feature_dim is not the size of the features"
     assert torch.equal(network(x), network.head(features))

@@ -1,7 +1,7 @@
 import torch
 from torch import nn
 
-from leyden.core import accumulate_gradients, gradients_per_term
+from leyden.core import accumulate_gradients, gradients_per_term, with_gradients
 
 
 def problem():
@@ -52,3 +52,14 @@ def test_accumulating_adds_and_keeps_its_own_tensors():
     accumulate_gradients([p], [gradient])
     assert p.grad.tolist() == [2.0, 4.0]
     assert gradient.tolist() == [1.0, 2.0]
+
+
+def test_a_loss_with_gradients_of_its_own():
+    p, unused = nn.Parameter(torch.tensor([1.0, -2.0])), nn.Parameter(torch.ones(1))
+    value = (3.0 * p).sum()
+    gradients = [torch.tensor([0.1, 0.7]), torch.tensor([-5.0])]
+    loss = with_gradients(value, [p, unused], gradients)
+    assert loss == value
+    (0.5 * loss).backward()
+    assert torch.equal(p.grad, 0.5 * gradients[0])
+    assert unused.grad.item() == -2.5

@@ -8,7 +8,7 @@ from torch import Tensor
 from leyden.core.batch import Terms
 from leyden.core.distributed import all_reduce_mean
 
-__all__ = ["accumulate_gradients", "gradients_per_term"]
+__all__ = ["accumulate_gradients", "gradients_per_term", "with_gradients"]
 
 
 def gradients_per_term(terms: Terms, parameters: Sequence[Tensor]) -> dict[str, list[Tensor]]:
@@ -37,3 +37,17 @@ def accumulate_gradients(parameters: Sequence[Tensor], gradients: Sequence[Tenso
     """Adds gradients to ``.grad``, as ``backward`` does."""
     for parameter, gradient in zip(parameters, gradients, strict=True):
         parameter.grad = gradient.clone() if parameter.grad is None else parameter.grad + gradient
+
+
+def with_gradients(value: Tensor, parameters: Sequence[Tensor], gradients: Sequence[Tensor]) -> Tensor:
+    """A loss of a given value whose ``backward`` gives the gradients that a method has made by itself.
+
+    What ``training_step`` returns then goes the way of every loss: it may be accumulated, scaled and clipped.
+
+    Args:
+        value: of the loss, ``[]``.
+        parameters: P tensors that require gradients.
+        gradients: P tensors.
+    """
+    product = torch.stack([(p * g.detach()).sum() for p, g in zip(parameters, gradients, strict=True)]).sum()
+    return value.detach() + (product - product.detach())

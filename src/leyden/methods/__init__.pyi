@@ -1,6 +1,10 @@
 from .adversarial_training import AdversarialTraining as AdversarialTraining
 from .classification import Classification as Classification
+from .co_teaching import CoTeaching as CoTeaching
 from .convex_relu import ConvexReLU as ConvexReLU
+from .depict import DEPICT as DEPICT
+from .flat_multi_task import FlatMultiTask as FlatMultiTask
 from .language_modeling import LanguageModeling as LanguageModeling
+from .offline_optimization import OfflineOptimization as OfflineOptimization
 from .regression import Regression as Regression
 from .td_prediction import TDPrediction as TDPrediction

@@ -1,4 +1,7 @@
 from .adaptive_noise import adaptive_noise as adaptive_noise
+from .binary_mask import BinaryMask as BinaryMask
+from .binary_mask import apply_mask_tuning as apply_mask_tuning
+from .binary_mask import binarize as binarize
 from .dfp import DFPConv2d as DFPConv2d
 from .dfp import DFPLinear as DFPLinear
 from .dfp import convert_to_dfp as convert_to_dfp
@@ -14,6 +17,7 @@ from .ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d
 from .ghost_batch_norm import convert_ghost_batch_norm as convert_ghost_batch_norm
 from .group_scale import GroupScale as GroupScale
 from .group_scale import finalize_nm as finalize_nm
+from .learned_proximal import LearnedProximalNetwork as LearnedProximalNetwork
 from .local_activation_pool import LocalActivationPool as LocalActivationPool
 from .long_short_attention import LongShortAttention as LongShortAttention
 from .long_short_attention import long_short_attention as long_short_attention
@@ -23,6 +27,9 @@ from .lora import merge_lora as merge_lora
 from .magnitude_invariant import HyperModule as HyperModule
 from .magnitude_invariant import HyperNetwork as HyperNetwork
 from .magnitude_invariant import magnitude_invariant_encode as magnitude_invariant_encode
+from .nested_dropout import NestedDropout as NestedDropout
+from .nested_dropout import nested_dropout_distribution as nested_dropout_distribution
+from .nested_dropout import truncate_features as truncate_features
 from .progressive_nm import DecayedNM as DecayedNM
 from .progressive_nm import decayed_nm_weight as decayed_nm_weight
 from .progressive_nm import mask_decay_factor as mask_decay_factor
@@ -33,6 +40,7 @@ from .qk_norm_attention import QKNormAttention as QKNormAttention
 from .qk_norm_attention import qk_norm_attention as qk_norm_attention
 from .running_norm import RewardScale as RewardScale
 from .running_norm import RunningNorm as RunningNorm
+from .running_stats import frozen_running_stats as frozen_running_stats
 from .semi_structured import to_semi_structured as to_semi_structured
 from .sigma_reparam import SigmaReparam as SigmaReparam
 from .sigma_reparam import apply_sigma_reparam as apply_sigma_reparam
@@ -48,3 +56,5 @@ from .sparse_init import sparse_init_ as sparse_init_
 from .sr_ste import SRSTE as SRSTE
 from .sr_ste import nm_mask as nm_mask
 from .sr_ste import sr_ste as sr_ste
+from .weight_compander import WeightCompander as WeightCompander
+from .weight_compander import apply_weight_compander as apply_weight_compander

@@ -3,6 +3,11 @@ from .convex_relu import convex_relu_admm as convex_relu_admm
 from .convex_relu import relu_from_convex as relu_from_convex
 from .convex_relu import sample_arrangements as sample_arrangements
 from .convex_relu import sampled_convex_relu as sampled_convex_relu
+from .gradient_dropout import gradient_dropout as gradient_dropout
+from .gradient_surgery import cagrad as cagrad
+from .gradient_surgery import flat_task_gradient as flat_task_gradient
+from .gradient_surgery import imtl_g as imtl_g
+from .gradient_surgery import pcgrad as pcgrad
 from .greedy_bcd import GreedyBCD as GreedyBCD
 from .greedy_bcd import greedy_block as greedy_block
 from .interleaved_offload import InterleavedOffload as InterleavedOffload
@@ -29,6 +34,8 @@ from .root import Root as Root
 from .root import adanewton_coefficients as adanewton_coefficients
 from .root import newton_schulz as newton_schulz
 from .root import soft_threshold_split as soft_threshold_split
+from .sam import perturbed_parameters as perturbed_parameters
+from .sam import sam_perturbation as sam_perturbation
 from .sophia import Sophia as Sophia
 from .sophia import gnb_labels as gnb_labels
 from .sophia import hutchinson as hutchinson
