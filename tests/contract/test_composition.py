@@ -58,6 +58,8 @@ USES = {
     "DynamicFixedPoint": Use({"bits": 4}),
     "DPSGD": Use({"target_epsilon": 8.0, "target_delta": 1e-3}),
     "CAST": Use(optimizer=partial(optim.AdamS, lr=1e-2)),
+    "CRIB": Use({"kl_weight": 1e-3}),
+    "CauchySchwarzBottleneck": Use(),
     "DSnoT": Use(observes=True),  # prunes when the last checkpoint is written
     "DynamicSparsity": Use({"interval": 2}),
     "DecoupledMixup": Use({"eta": 1.0}, beside="Mixup"),
@@ -102,6 +104,8 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("SAF", "DPSGD"): "SAF changes the step",
     ("SigmaReparametrization", "DPSGD"): "is parametrized",
     ("SophiaHessian", "DPSGD"): "SophiaHessian changes the step",
+    ("CRIB", "DPSGD"): "CRIB changes the step",
+    ("CauchySchwarzBottleneck", "DPSGD"): "CauchySchwarzBottleneck changes the step",
     ("CAST", "DPSGD"): "CAST changes the step",
     ("DynamicSparsity", "DPSGD"): "is parametrized",
     ("CAST", "SophiaHessian"): "SophiaHessian needs leyden.optim.Sophia as the only optimizer",

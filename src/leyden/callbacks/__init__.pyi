@@ -1,5 +1,6 @@
 from .attention_monitor import AttentionMonitor as AttentionMonitor
 from .cast import CAST as CAST
+from .cauchy_schwarz_bottleneck import CauchySchwarzBottleneck as CauchySchwarzBottleneck
 from .crib import CRIB as CRIB
 from .decoupled_mixup import DecoupledMixup as DecoupledMixup
 from .dp_sgd import DPSGD as DPSGD

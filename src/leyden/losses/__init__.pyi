@@ -1,5 +1,9 @@
 from .cast import CastLoss as CastLoss
 from .cast import cast_loss as cast_loss
+from .cauchy_schwarz import ConditionalCSDivergence as ConditionalCSDivergence
+from .cauchy_schwarz import conditional_cs_divergence as conditional_cs_divergence
+from .cauchy_schwarz import cs_qmi as cs_qmi
+from .cauchy_schwarz import normalized_cs_qmi as normalized_cs_qmi
 from .decoupled_mixup import DecoupledMixupLoss as DecoupledMixupLoss
 from .decoupled_mixup import decoupled_cross_entropy as decoupled_cross_entropy
 from .decoupled_mixup import decoupled_mixup_loss as decoupled_mixup_loss
@@ -31,5 +35,7 @@ from .proximal_matching import proximal_prior as proximal_prior
 from .reduction import reduce_loss as reduce_loss
 from .saf import TrajectoryLoss as TrajectoryLoss
 from .saf import trajectory_loss as trajectory_loss
+from .small_loss import forget_rate_at as forget_rate_at
+from .small_loss import small_loss_selection as small_loss_selection
 from .z_loss import ZLoss as ZLoss
 from .z_loss import z_loss as z_loss
