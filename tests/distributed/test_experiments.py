@@ -15,7 +15,11 @@ from leyden.cli import main
 DIFFERENT: dict[str, str] = dict.fromkeys(
     ("optimization/adaptive_obgd", "optimization/obgd", "optimization/random_walk"),
     "one stream of transitions, one at a time",
-) | {"optimization/dfp16": "the exponent is that of the largest number in a process's share of the batch"}
+) | {
+    "optimization/dfp16": "the exponent is that of the largest number in a process's share of the batch",
+    "regularization/nested_co_teaching": "each process chooses the smallest losses of its share of the batch",
+    "regularization/noisefit": "the size of the noise is that of the spread of a process's share of the batch",
+}
 
 
 def fit(folder: Path, arguments: list[str]) -> dict[str, torch.Tensor]:
@@ -25,6 +29,8 @@ def fit(folder: Path, arguments: list[str]) -> dict[str, torch.Tensor]:
     """
     os.chdir(folder)
     nn.Dropout.forward = lambda self, x: x
+    attention = nn.functional.scaled_dot_product_attention
+    nn.functional.scaled_dot_product_attention = lambda *args, dropout_p=0.0, **kwargs: attention(*args, **kwargs)
     for norm in (nn.BatchNorm1d, nn.BatchNorm2d):
         norm.forward = normalize_as_in_evaluation
     weights = {}

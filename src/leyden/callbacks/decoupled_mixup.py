@@ -60,5 +60,8 @@ class DecoupledMixup(MethodCallback):
             logits, targets = logits[batch["labeled"]], targets[batch["labeled"]]
             if not len(targets):
                 return terms
-        knobs = {"eta": self.eta, "threshold": self.threshold, "power": self.power}
-        return terms | {"decoupled_mixup": decoupled_cross_entropy(logits, *targets.unbind(1), lam, **knobs)}
+        first, second = targets.unbind(1)
+        term = decoupled_cross_entropy(
+            logits, first, second, lam, eta=self.eta, threshold=self.threshold, power=self.power
+        )
+        return terms | {"decoupled_mixup": term}

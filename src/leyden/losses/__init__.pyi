@@ -10,6 +10,12 @@ from .decoupled_mixup import decoupled_mixup_loss as decoupled_mixup_loss
 from .depict import DEPICTLoss as DEPICTLoss
 from .depict import depict_loss as depict_loss
 from .depict import depict_targets as depict_targets
+from .dice import BinaryDiceLoss as BinaryDiceLoss
+from .dice import DiceLoss as DiceLoss
+from .dice import TverskyLoss as TverskyLoss
+from .dice import binary_dice_loss as binary_dice_loss
+from .dice import dice_loss as dice_loss
+from .dice import tversky_loss as tversky_loss
 from .distance_covariance import concatenated_distance_covariance as concatenated_distance_covariance
 from .distance_covariance import distance_correlation as distance_correlation
 from .distance_covariance import distance_covariance as distance_covariance
@@ -20,6 +26,9 @@ from .elr import elr_update as elr_update
 from .gaussian_kl import GaussianKL as GaussianKL
 from .gaussian_kl import gaussian_kl as gaussian_kl
 from .gradient_norm import gradient_norm as gradient_norm
+from .inconsistency import InconsistencyLoss as InconsistencyLoss
+from .inconsistency import head_gradients as head_gradients
+from .inconsistency import inconsistency_loss as inconsistency_loss
 from .kl_dro import CompositionalKLDRO as CompositionalKLDRO
 from .kl_dro import KLDRO as KLDRO
 from .kl_dro import kl_dro_loss as kl_dro_loss

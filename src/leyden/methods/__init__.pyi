@@ -8,3 +8,4 @@ from .language_modeling import LanguageModeling as LanguageModeling
 from .offline_optimization import OfflineOptimization as OfflineOptimization
 from .regression import Regression as Regression
 from .td_prediction import TDPrediction as TDPrediction
+from .udim import UDIM as UDIM

@@ -6,9 +6,11 @@ from .exported import load_exported as load_exported
 from .gpt import GPT as GPT
 from .hyper_mlp import HyperMLP as HyperMLP
 from .mlp import MLP as MLP
+from .nested_dropout import NestedDropoutNetwork as NestedDropoutNetwork
 from .patch_net import PatchNet as PatchNet
 from .pretrained import pretrained as pretrained
 from .resnet import ResNet as ResNet
+from .stacked_autoencoder import StackedAutoencoder as StackedAutoencoder
 from .stream_mlp import StreamMLP as StreamMLP
 from .transformer import KeyValueCache as KeyValueCache
 from .transformer import SelfAttention as SelfAttention
