@@ -95,11 +95,8 @@ def test_predictions_are_the_mean_of_both():
 
 def test_ranking_leaves_modes_and_draws_alone():
     torch.manual_seed(0)
-    networks = [
-        NestedDropoutNetwork(nn_with_norm, sigma=4.0)
-        for nn_with_norm in (MLP(64, 10, (16,), dropout=0.5) for _ in "ab")
-    ]
-    method = CoTeaching(*networks)
+    first, second = (NestedDropoutNetwork(MLP(64, 10, (16,), dropout=0.5), sigma=4.0) for _ in range(2))
+    method = CoTeaching(first, second)
     fit(method, max_epochs=1)
     assert all(module.training for module in method.network.modules())
     frozen = method.network.body.eval()

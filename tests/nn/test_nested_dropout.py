@@ -78,6 +78,9 @@ def test_draws_are_saved_and_differ_between_layers():
     other.load_state_dict(layer.state_dict())
     assert kept(other, 10) == kept(layer, 10)
     assert kept(NestedDropout(50, sigma=50.0), 10) != kept(layer, 10)
+    narrow = NestedDropout(50, sigma=0.1, mu=1.0)
+    narrow.load_state_dict(layer.state_dict())
+    assert kept(narrow, 5) == [1] * 5  # the width is an argument, not state
 
 
 def test_half_precision_hardly_changes_the_draws():

@@ -67,7 +67,8 @@ class NestedDropout(nn.Module):
         if keep is not None and not 1 <= keep <= num_features:
             raise ValueError(f"keep must lie in 1..{num_features} (the features), got {keep}")
         self.keep = keep
-        self.register_buffer("prob", nested_dropout_distribution(num_features, sigma=sigma, mu=mu).float())
+        prob = nested_dropout_distribution(num_features, sigma=sigma, mu=mu).float()  # [D]
+        self.register_buffer("prob", prob, persistent=False)  # a run resumed with another sigma takes the new one
         self.register_buffer("key", torch.randint(2**62, (1,)))
 
     def forward(self, x: Tensor) -> Tensor:
