@@ -1,3 +1,4 @@
+from .ambiguous_arithmetic import AmbiguousArithmetic as AmbiguousArithmetic
 from .augment import Augment as Augment
 from .augment import Compose as Compose
 from .augment import TwoViews as TwoViews
@@ -39,6 +40,8 @@ from .poisson import PoissonBatchSampler as PoissonBatchSampler
 from .prune_combine import combine_grid as combine_grid
 from .prune_combine import prune_by_score as prune_by_score
 from .random_walk import RandomWalk as RandomWalk
+from .rare_digit import RareDigit as RareDigit
+from .rotated_digits import RotatedDigits as RotatedDigits
 from .sampler import GlobalBatchSampler as GlobalBatchSampler
 from .sampler import Order as Order
 from .sampler import Sequential as Sequential

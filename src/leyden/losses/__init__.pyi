@@ -4,6 +4,10 @@ from .cauchy_schwarz import ConditionalCSDivergence as ConditionalCSDivergence
 from .cauchy_schwarz import conditional_cs_divergence as conditional_cs_divergence
 from .cauchy_schwarz import cs_qmi as cs_qmi
 from .cauchy_schwarz import normalized_cs_qmi as normalized_cs_qmi
+from .dco import DCOLoss as DCOLoss
+from .dco import answer_nll as answer_nll
+from .dco import dco_factor as dco_factor
+from .dco import dco_loss as dco_loss
 from .decoupled_mixup import DecoupledMixupLoss as DecoupledMixupLoss
 from .decoupled_mixup import decoupled_cross_entropy as decoupled_cross_entropy
 from .decoupled_mixup import decoupled_mixup_loss as decoupled_mixup_loss

@@ -44,7 +44,7 @@ class AdversarialTraining(Classification):
         bounds: smallest and largest legal number of an input; None for no bounds.
         loss: module called with logits and target, gives one loss per sample, ``[N]``; cross entropy if None.
         aggregate: makes the loss of a training batch of its losses ``[N]``, as `leyden.losses.KLDRO` does; their mean
-            if None. Evaluation takes the mean.
+            if None. Where gradients are accumulated, that of each micro-batch; evaluation takes the mean.
         **kwargs: see `Classification`.
 
     Raises:

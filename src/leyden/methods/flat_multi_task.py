@@ -15,10 +15,8 @@ from leyden.core.gradients import gradients_per_term, with_gradients
 from leyden.core.method import Method
 from leyden.core.network import Network, Outputs
 from leyden.core.random import sample_keys
-from leyden.methods._two_passes import check_own_terms, check_two_passes
-from leyden.nn.running_stats import frozen_running_stats
+from leyden.methods._two_passes import check_own_terms, check_two_passes, sam_gradients
 from leyden.optim.gradient_surgery import cagrad, flat_task_gradient, imtl_g, pcgrad
-from leyden.optim.sam import perturbed_parameters, sam_perturbation
 
 __all__ = ["FlatMultiTask"]
 
@@ -103,7 +101,8 @@ class FlatMultiTask(Method):
         """Returns the sum of the losses, with the aggregated gradient."""
         batch = self.transform_batch(batch)
         outputs, terms = self.terms_of(batch)
-        check_own_terms(self, self._own_terms, terms)
+        own, self._own_terms = self._own_terms, {}
+        check_own_terms(self, own, terms)
         loss = self.sum_terms(terms, num_samples=self.loss_count(batch, outputs))
         gradients = gradients_per_term(terms, self._trained)
         plain = [gradients.pop(name) for name in list(gradients) if name not in self.heads]
@@ -116,13 +115,17 @@ class FlatMultiTask(Method):
         """Gradients of each task at its perturbed weights."""
         if self.rho == 0.0:
             return gradients
-        found: dict[str, list[Tensor]] = {}
-        for name, at_weights in gradients.items():
-            step = sam_perturbation(self._trained, at_weights, rho=self.rho, adaptive=self.adaptive)
-            with perturbed_parameters(self._trained, step), frozen_running_stats(self.network):
-                term = self._task_loss(name, batch, self.compute(batch))
-                found |= gradients_per_term({name: term}, self._trained)
-        return found
+        return {
+            name: sam_gradients(
+                self,
+                partial(self._loss_anew, name, batch),
+                self._trained,
+                at_weights,
+                rho=self.rho,
+                adaptive=self.adaptive,
+            )
+            for name, at_weights in gradients.items()
+        }
 
     def _total(self, gradients: dict[str, list[Tensor]], sam: dict[str, list[Tensor]]) -> list[Tensor]:
         shared, total = self._trained[: self._num_shared], []
@@ -145,8 +148,12 @@ class FlatMultiTask(Method):
     def loss_terms(self, batch: Batch, outputs: Outputs) -> Terms:
         """Returns the loss of each task, by its name."""
         require_keys(batch, *self.heads, user="FlatMultiTask")
-        self._own_terms = {name: self._task_loss(name, batch, outputs) for name in self.heads}
-        return dict(self._own_terms)
+        terms = {name: self._task_loss(name, batch, outputs) for name in self.heads}
+        self._own_terms = dict(terms) if self.training else {}
+        return terms
+
+    def _loss_anew(self, name: str, batch: Batch) -> Tensor:
+        return self._task_loss(name, batch, self.compute(batch))
 
     def _task_loss(self, name: str, batch: Batch, outputs: Outputs) -> Tensor:
         return self.loss(self._task_logits(outputs)[name], batch[name])
