@@ -133,6 +133,8 @@ def test_bad_input():
         make(forget_rate=1.0)
     with pytest.raises(ValueError, match="gradual must be at least 0, got -1"):
         make(gradual=-1)
+    with pytest.raises(ValueError, match="second_network must be another one than network"):
+        CoTeaching(network := MLP(64, 10, (16,)), network)
     with pytest.raises(ValueError, match="forget_rate 0.9 leaves none of 6 samples"):
         fit(make(forget_rate=0.9, gradual=0), max_epochs=1)
     method = make(gradual=0)

@@ -27,8 +27,8 @@ class Mixup(MethodCallback):
     Args:
         alpha: of the distribution; small ones mix little.
         target_lam: share in the targets: None for that of the inputs, a number for a fixed one, two numbers for one
-            drawn from this Beta distribution. The larger share is given to the sample whose input has the larger one;
-            that alignment is a choice of ours, for the paper's could not be looked up.
+            drawn from this Beta distribution. The larger share is given to the sample whose input has the larger one
+            (unverified: the paper has no public code).
         stop_epoch: batches stay as they are from this epoch on, counted from 0; None mixes to the end.
         prob: chance of a step to be mixed.
 

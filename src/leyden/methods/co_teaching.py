@@ -21,19 +21,20 @@ class CoTeaching(Classification):
 
     Samples are ranked in evaluation mode. The loss is the mean over the samples of both, so that the gradient of each
     network is half of what it would be alone; one optimizer steps both, which is the same as one for each. Predictions
-    are the means of the two networks' logits. Callbacks see a batch of the chosen samples. Each process chooses from
-    its own share of a batch.
+    are the means of the two networks' logits, but ``leyden export`` writes the first network alone. Callbacks see a
+    batch of the chosen samples. Each process chooses from its own share of a batch.
 
     Args:
         network: the first network.
         second_network: the second one, of the same outputs; its parameters are called ``attached.second_network.*``.
         forget_rate: share of the samples that is left out in the end; about that of the false labels.
         gradual: epochs in which the share grows from 0, as in `leyden.losses.forget_rate_at`.
-        split: whether each network chooses from a half of the batch of its own; otherwise both do from all of it.
+        split: whether each network chooses from a half of the batch of its own; otherwise both do from all of it, and
+            what both choose is in the batch twice.
         **kwargs: see `Classification`.
 
     Raises:
-        ValueError: ``forget_rate`` or ``gradual`` is out of range.
+        ValueError: ``forget_rate`` or ``gradual`` is out of range, or both networks are one.
     """
 
     def __init__(
@@ -51,6 +52,8 @@ class CoTeaching(Classification):
             raise ValueError(f"forget_rate must lie in [0, 1), got {forget_rate}")
         if gradual < 0:
             raise ValueError(f"gradual must be at least 0, got {gradual}")
+        if second_network is network:
+            raise ValueError("second_network must be another one than network: they teach each other")
         self.attach("second_network", second_network)
         self.forget_rate = forget_rate
         self.gradual = gradual
