@@ -145,6 +145,8 @@ def test_training_sees_attacked_inputs(norm, tmp_path):
 def test_what_does_not_fit():
     with pytest.raises(ValueError, match="norm must be 'l2' or 'linf', got 'l1'"):
         AdversarialTraining(linear(), norm="l1")
+    with pytest.raises(ValueError, match="eps must be finite"):
+        AdversarialTraining(linear(), eps=float("inf"))
     with pytest.raises(ValueError, match="set its reduction to 'none', got 'mean'"):
         AdversarialTraining(linear(), loss=nn.CrossEntropyLoss())
     method = AdversarialTraining(linear())

@@ -7,6 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 from torch.func import functional_call, grad
 
+from leyden.callbacks import Mixup
 from leyden.core import MethodCallback
 from leyden.data import DigitQuestions
 from leyden.methods import FlatMultiTask
@@ -203,5 +204,7 @@ def test_bad_arguments(arguments, match):
 
 
 def test_what_does_not_fit(tmp_path):
+    with pytest.raises(MisconfigurationException, match="a callback mixed the samples"):
+        fit(tmp_path, FlatMultiTask(network(), HEADS), Mixup())
     with pytest.raises(MisconfigurationException, match="heads has 4 classes, but the network has 3 outputs"):
         fit(tmp_path, FlatMultiTask(network(3), HEADS))

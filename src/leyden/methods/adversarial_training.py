@@ -72,6 +72,8 @@ class AdversarialTraining(Classification):
             "bounds": bounds,
         }
         check_pgd(**self.attack_settings)
+        if eps == float("inf"):
+            raise ValueError("eps must be finite, because the attack starts at a random place in the ball, got inf")
         if (reduction := getattr(loss, "reduction", "none")) != "none":
             raise ValueError(f"loss must give one loss per sample: set its reduction to 'none', got {reduction!r}")
         super().__init__(network, loss=loss or nn.CrossEntropyLoss(reduction="none"), **kwargs)

@@ -98,8 +98,16 @@ class FlatMultiTask(Method):
         self._num_shared = sum(id(p) not in head for p in trained)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Returns the sum of the losses, with the aggregated gradient."""
+        """Returns the sum of the losses, with the aggregated gradient.
+
+        Raises:
+            MisconfigurationException: a callback mixed the samples, or changes the loss of a task.
+        """
         batch = self.transform_batch(batch)
+        if "mix_lam" in batch:
+            raise MisconfigurationException(
+                "FlatMultiTask has several targets, but a callback mixed the samples and only one of them: take it out"
+            )
         outputs, terms = self.terms_of(batch)
         own, self._own_terms = self._own_terms, {}
         check_own_terms(self, own, terms)
