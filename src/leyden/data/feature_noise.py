@@ -1,5 +1,5 @@
-"""Common and rare features (D. Zou, Y. Cao, Y. Li, Q. Gu, "The Benefits of Mixup for Feature Learning", 2023, arXiv
-2303.08433, the data model of the analysis)."""
+"""Common and rare features, after the feature-noise data of D. Zou, Y. Cao, Y. Li, Q. Gu, "The Benefits of Mixup for
+Feature Learning", 2023, arXiv 2303.08433 (sizes and places of the patches are unverified)."""
 
 from typing import Any
 

@@ -1,5 +1,5 @@
-"""The two-layer network on patches that theory of feature learning studies (D. Zou, Y. Cao, Y. Li, Q. Gu, "The Benefits
-of Mixup for Feature Learning", 2023, arXiv 2303.08433, with quadratic activation)."""
+"""A two-layer network on patches, such as theory of feature learning studies (D. Zou, Y. Cao, Y. Li, Q. Gu, "The
+Benefits of Mixup for Feature Learning", 2023, arXiv 2303.08433; the activation is unverified)."""
 
 from torch import Tensor, nn
 
@@ -12,7 +12,7 @@ __all__ = ["PatchNet"]
 class PatchNet(Network):
     """Filters that all patches share: ``features[r] = sum over patches of (w_r . x_p)^2``, then a linear head.
 
-    The filters begin small, so that features have to grow; the head of the analysis is fixed, this one is trained.
+    The filters begin small, so that features have to grow.
 
     Args:
         patch_dim: size of a patch.
