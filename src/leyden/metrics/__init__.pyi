@@ -5,6 +5,7 @@ from .clustering import ClusteringAccuracy as ClusteringAccuracy
 from .clustering import NormalizedMutualInformation as NormalizedMutualInformation
 from .direction import default_mode as default_mode
 from .distance_correlation import DistanceCorrelation as DistanceCorrelation
+from .pass_at_n import PassAtN as PassAtN
 from .sparse_architecture_divergence import SparseArchitectureDivergence as SparseArchitectureDivergence
 from .sparse_architecture_divergence import sparse_architecture_divergence as sparse_architecture_divergence
 from .worst_class import WorstClassAccuracy as WorstClassAccuracy
