@@ -1,9 +1,7 @@
 """Tables: three that are embedded in scikit-learn, and CSV files."""
 
-import csv
 from abc import abstractmethod
 from difflib import get_close_matches
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -13,13 +11,13 @@ from sklearn.datasets import load_breast_cancer, load_diabetes, load_wine
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from leyden.data._csv import as_numbers, is_missing, read_csv
 from leyden.data.dataset import TensorDictDataset
 from leyden.data.module import DataModule
 from leyden.data.splits import split_indices
 
 __all__ = ["BreastCancer", "CSVTable", "Diabetes", "Table", "TableDataModule", "Wine"]
 
-_MISSING = {"", "?", "na", "n/a", "nan", "null", "none"}
 _MAX_CLASSES = 20  # integers with more values than this are taken for quantities
 _MAX_LEVELS = 1000  # a text column with more values than this is taken for names
 
@@ -161,7 +159,7 @@ class CSVTable(TableDataModule):
     ) -> None:
         super().__init__(**kwargs)
         self.path = path
-        texts = _read_csv(path, delimiter)
+        texts = read_csv(path, delimiter)
         for name in [target, *(columns or [])]:
             if name not in texts:
                 nearest = get_close_matches(name, texts, n=3, cutoff=0.0)
@@ -178,7 +176,7 @@ class CSVTable(TableDataModule):
         numeric: dict[str, NDArray[np.float64]] = {}
         one_hot: dict[str, NDArray[np.float64]] = {}
         for name in names:
-            numbers = _as_numbers(texts[name])
+            numbers = as_numbers(texts[name])
             if numbers is None:
                 one_hot |= _one_hot(path, name, texts[name])
             elif np.isinf(numbers).any():
@@ -203,44 +201,11 @@ def _embedded(bunch: Any) -> Table:
     return Table(bunch.data, np.zeros((len(bunch.data), 0)), bunch.target)
 
 
-def _read_csv(path: str, delimiter: str) -> dict[str, list[str]]:
-    if not Path(path).is_file():
-        raise ValueError(f"path must name a CSV file, but there is no file {path}")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        reader = csv.reader(file, delimiter=delimiter)
-        header = [name.strip() for name in next(reader, [])]
-        rows = []
-        for row in reader:
-            if not row:
-                continue  # an empty line
-            if len(row) != len(header):
-                raise ValueError(
-                    f"line {reader.line_num} of {path} has {len(row)} fields, the header has {len(header)}"
-                )
-            rows.append([field.strip() for field in row])
-    if len(set(header)) != len(header):
-        raise ValueError(f"{path} has two columns of one name in its header: {', '.join(header)}")
-    if not rows:
-        raise ValueError(f"{path} must have a header line and at least one row")
-    return {name: list(column) for name, column in zip(header, zip(*rows, strict=True), strict=True)}
-
-
-def _is_missing(text: str) -> bool:
-    return text.lower() in _MISSING
-
-
-def _as_numbers(texts: list[str]) -> NDArray[np.float64] | None:
-    try:
-        return np.array([np.nan if _is_missing(text) else float(text) for text in texts])
-    except ValueError:
-        return None
-
-
 def _read_target(path: str, name: str, texts: list[str], task: str | None) -> tuple[NDArray[Any], list[str]]:
-    missing = sum(map(_is_missing, texts))
+    missing = sum(map(is_missing, texts))
     if missing:
         raise ValueError(f"the target {name!r} of {path} is missing in {missing} of {len(texts)} rows")
-    numbers = _as_numbers(texts)
+    numbers = as_numbers(texts)
     if task is None:
         few = numbers is None or (np.all(numbers == np.floor(numbers)) and len(np.unique(numbers)) <= _MAX_CLASSES)
         task = "classification" if few else "regression"
@@ -256,7 +221,7 @@ def _read_target(path: str, name: str, texts: list[str], task: str | None) -> tu
 
 
 def _one_hot(path: str, name: str, texts: list[str]) -> dict[str, NDArray[np.float64]]:
-    texts = ["" if _is_missing(text) else text for text in texts]
+    texts = ["" if is_missing(text) else text for text in texts]
     levels, codes = np.unique(texts, return_inverse=True)
     if len(levels) > _MAX_LEVELS:
         raise ValueError(
