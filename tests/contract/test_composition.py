@@ -120,7 +120,7 @@ def families() -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for paper in read_papers():
         names = [part.rsplit(".", 1)[1] for part in paper.parts if part.startswith("leyden.callbacks.")]
-        found.setdefault(paper.family, set()).update(names)
+        found.setdefault(paper.family, set()).update(n for n in names if isinstance(getattr(callbacks, n), type))
     return {family: sorted(names) for family, names in sorted(found.items()) if names}
 
 

@@ -1,1 +1,2 @@
+from .gradient_ascent import gradient_ascent as gradient_ascent
 from .pgd import pgd as pgd
