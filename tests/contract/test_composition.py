@@ -82,6 +82,7 @@ USES = {
     "SAF": Use({"delay": 1, "start_epoch": 0}),
     "SigmaReparametrization": Use(),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
+    "WeightCompanding": Use({"a": 1.0, "b": 0.5}),
 }
 # pairs that exclude each other by their maths: what the second says of the first
 EXCLUSIVE: dict[tuple[str, str], str] = {
@@ -98,6 +99,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("LoRA", "MiniBatchAwareRegularization"): r"no effect on embeddings that are frozen \(places\)",
     ("MiniBatchAwareRegularization", "DPSGD"): "MiniBatchAwareRegularization changes the step",
     ("Mixup", "DPSGD"): "Mixup changes the step",
+    ("WeightCompanding", "DPSGD"): "is parametrized",
     ("NMSparsity", "DPSGD"): "NMSparsity changes the step",
     ("ProgressiveNM", "DPSGD"): "is parametrized",
     ("NoiseFiT", "DPSGD"): "NoiseFiT changes the step",
@@ -176,9 +178,8 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
     """Two epochs of four steps of two micro-batches of four; returns what the last checkpoint has of the module."""
     torch.manual_seed(0)
     names += tuple({other for name in names if (other := USES[name].beside)} - {*names})
-    names = tuple(
-        sorted(names, key=lambda name: name != "DynamicFixedPoint")
-    )  # layers first, then what is done to them
+    # layers first, then what is done to them
+    names = tuple(sorted(names, key=lambda name: name not in ("DynamicFixedPoint", "WeightCompanding")))
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
     mixes_no_samples = "DPSGD" in names and "GhostBatchNorm" not in names
