@@ -92,6 +92,14 @@ def test_noise_has_the_moments_of_the_input():
     assert terms["crib_consistency"].item() == pytest.approx(3.0 * (0.45**2 + 0.01 * 25 / 12), rel=0.02)
 
 
+@pytest.mark.parametrize(
+    ("dtype", "expected"), [(torch.bfloat16, torch.float32), (torch.float32, torch.float32), (torch.float64,) * 2]
+)
+def test_terms_are_of_float32_at_least(dtype, expected):
+    _, terms = noise_of({"input": torch.rand(4, 3, dtype=dtype), "index": torch.arange(4)})
+    assert terms["crib_consistency"].dtype == expected
+
+
 def test_noise_is_that_of_the_sample():
     x = torch.tensor([[1.0, -1.0], [-1.0, 1.0]]).repeat(4, 1)  # any rows in pairs have mean 0 and deviation 1
     noise, _ = noise_of({"input": x, "index": torch.arange(8)})

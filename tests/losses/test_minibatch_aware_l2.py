@@ -53,11 +53,12 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(lambda w: minibatch_aware_l2(w, torch.tensor([1, 1, 2]), counts), (weight,))
 
 
-def test_no_ids_and_half_precision():
+def test_no_ids_and_dtypes():
     assert minibatch_aware_l2(WEIGHT, torch.zeros(0, 3, dtype=torch.int64), torch.ones(4)).item() == 0.0
     value = minibatch_aware_l2(1e3 * WEIGHT.half(), torch.arange(4), torch.ones(4))
     assert value.dtype == torch.float32
     assert value.item() == 0.5e6 * WEIGHT.square().sum()
+    assert minibatch_aware_l2(WEIGHT.float(), torch.arange(4), torch.ones(4).double()).dtype == torch.float32
 
 
 def test_bad_input_is_refused():

@@ -8,6 +8,7 @@ which their code does not do and this does not either.
 
 from zlib import crc32
 
+import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -80,11 +81,11 @@ class CRIB(MethodCallback):
         if self.consistency_weight > 0.0:
             noisy = method.compute(batch | {"input": self._noisy(method, batch)}).features
             assert noisy is not None
-            difference = functional.mse_loss(outputs.features.float(), noisy.float())
+            difference = functional.mse_loss(_full(outputs.features), _full(noisy))
             terms = terms | {"crib_consistency": self.consistency_weight * difference}
         if self._head is not None:
-            mean, spread = self._head(outputs.features).chunk(2, -1)
-            variance = functional.softplus(spread.float()) + 1e-9  # the logarithm of a tiny one stays finite
+            mean, spread = _full(self._head(outputs.features)).chunk(2, -1)
+            variance = functional.softplus(spread) + 1e-9  # the logarithm of a tiny one stays finite
             divergence = gaussian_kl(mean, variance, reduction="sum")
             # DDP takes the mean over processes, the trainer that over micro-batches
             num_shares = world_size() * method.trainer.accumulate_grad_batches
@@ -101,3 +102,7 @@ class CRIB(MethodCallback):
         seed = getattr(method.datamodule, "seed", 0) + crc32(self.state_key.encode())
         noise = normal(sample_keys(seed, method.global_step, batch["index"]), *x.shape[1:]).to(x.dtype)
         return x + self.noise * (mean + std * noise)
+
+
+def _full(x: Tensor) -> Tensor:
+    return x.to(torch.promote_types(x.dtype, torch.float32))

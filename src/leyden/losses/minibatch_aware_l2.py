@@ -37,4 +37,4 @@ def minibatch_aware_l2(weight: Tensor, index: Tensor, counts: Tensor, *, sparse:
     is_first = torch.cat([ids.new_ones(1, dtype=torch.bool), ids[1:] != ids[:-1]])[: len(ids)]
     rows = functional.embedding(ids, weight, sparse=sparse)  # [M, D]
     squares = rows.to(torch.promote_types(rows.dtype, torch.float32)).square().sum(-1)
-    return 0.5 * (squares * (is_first / counts)).sum()
+    return 0.5 * (squares * (is_first / counts).to(squares.dtype)).sum()

@@ -1,5 +1,7 @@
 """Pass@N (M. Chen et al., "Evaluating Large Language Models Trained on Code", 2021, arXiv 2107.03374, section 2.1)."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torchmetrics import Metric
@@ -29,7 +31,7 @@ class PassAtN(Metric):
     total: Tensor
     count: Tensor
 
-    def __init__(self, n: int = 1, *, ignore_index: int = -100, **kwargs: bool) -> None:
+    def __init__(self, n: int = 1, *, ignore_index: int = -100, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if n < 1:
             raise ValueError(f"n must be at least 1, got {n}")

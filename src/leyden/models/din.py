@@ -16,7 +16,7 @@ __all__ = ["DIN"]
 
 
 class DIN(Network):
-    """Predicts whether a user clicks a candidate, from the items that he clicked before.
+    """Predicts whether a user clicks a candidate, from the items clicked before.
 
     One embedding serves history and candidate. The history is pooled to one vector, which goes with the candidate and
     their product (as in the authors' code) through layers with `leyden.nn.Dice` or PReLU.
