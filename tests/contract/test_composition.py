@@ -179,7 +179,8 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
     torch.manual_seed(0)
     names += tuple({other for name in names if (other := USES[name].beside)} - {*names})
     # layers first, then what is done to them
-    names = tuple(sorted(names, key=lambda name: name not in ("DynamicFixedPoint", "WeightCompanding")))
+    layers = ["WeightCompanding", "LoRA", "DynamicFixedPoint"]
+    names = tuple(sorted(names, key=lambda name: layers.index(name) if name in layers else -1, reverse=True))
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
     mixes_no_samples = "DPSGD" in names and "GhostBatchNorm" not in names
