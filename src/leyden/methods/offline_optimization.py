@@ -69,7 +69,7 @@ class OfflineOptimization(Regression):
         with torch.inference_mode(False):
             designs = gradient_ascent(
                 lambda x: self.network(x).flatten(),
-                known["input"][best].to(self.device, self.dtype),
+                known["input"][best].to(self.device, cast(torch.dtype, self.dtype)),
                 lr=self.search_lr,
                 steps=self.search_steps,
                 bounds=data.bounds,

@@ -92,7 +92,7 @@ def apply_weight_compander(
             too large for ``a``.
     """
     check_skip(module, skip)
-    layers = {
+    layers: dict[str, nn.Module] = {
         name: layer
         for name, layer in module.named_modules()
         if isinstance(layer, tuple(types)) and not is_skipped(name, skip)
@@ -112,7 +112,7 @@ def apply_weight_compander(
                 raise ValueError(f"{name}: a={a} bounds weights to {limit:.3g}, but one is {largest:.3g}; increase a")
     for layer in layers.values():
         if not _is_companded(layer):
-            compander = WeightCompander(a, b, learnable=learnable).to(layer.weight)  # type: ignore[arg-type]
+            compander = WeightCompander(a, b, learnable=learnable).to(cast(Tensor, layer.weight))
             parametrize.register_parametrization(layer, "weight", compander)
     return list(layers)
 
