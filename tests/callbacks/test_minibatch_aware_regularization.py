@@ -27,7 +27,7 @@ class Recorder(MethodCallback):
         return terms
 
 
-def fit(network, *callbacks, data=None, max_epochs=2, **arguments):
+def fit(network, *callbacks, kind=Classification, data=None, max_epochs=2, **arguments):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=max_epochs,
@@ -40,7 +40,7 @@ def fit(network, *callbacks, data=None, max_epochs=2, **arguments):
         enable_model_summary=False,
         **arguments,
     )
-    method = Classification(network, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
+    method = kind(network, optimizer=lambda parameters: torch.optim.SGD(parameters, lr=0.1))
     trainer.fit(method, datamodule=data or GeneratedClicks(batch_size=10, seed=0, **DATA))
     return method
 
@@ -85,6 +85,22 @@ def test_weight_zero_changes_nothing():
 def three_alike():
     network = DIN(21, dim=2, hidden=(4,))
     return [copy.deepcopy(network) for _ in range(3)]
+
+
+class Twice(Classification):
+    """Evaluates the loss of a step twice, as sharpness-aware methods do."""
+
+    def training_step(self, batch, batch_idx):
+        batch = self.transform_batch(batch)
+        [(outputs, terms), (_, again)] = [self.terms_of(batch) for _ in range(2)]
+        assert torch.equal(terms["minibatch_l2"], again["minibatch_l2"])
+        return self.sum_terms(terms, num_samples=self.loss_count(batch, outputs))
+
+
+def test_a_loss_that_is_evaluated_twice():
+    regularization = MiniBatchAwareRegularization()
+    fit(DIN(21, dim=2, hidden=(4,)), regularization, kind=Twice)
+    assert regularization._lookups is None  # nothing is kept of validation
 
 
 class TwoTables(Network):

@@ -106,7 +106,7 @@ class MiniBatchAwareRegularization(MethodCallback):
         Raises:
             MisconfigurationException: an embedding was not used.
         """
-        lookups, self._lookups = self._lookups or {}, None
+        lookups, self._lookups = self._lookups or {}, {}  # a method may evaluate the loss again, at other weights
         penalties = []
         for name, table in self._tables.items():
             if name not in lookups:
@@ -114,6 +114,12 @@ class MiniBatchAwareRegularization(MethodCallback):
             ids = all_gather_rows(torch.cat([ids.flatten() for ids in lookups[name]]))
             penalties.append(minibatch_aware_l2(table.weight, ids, self.counts[name], sparse=table.sparse))
         return terms | {"minibatch_l2": self.weight * torch.stack(penalties).sum()}
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Ends noting: what validation looks up does not count."""
+        self._lookups = None
 
     def state_dict(self) -> dict[str, Any]:
         """The counts."""
