@@ -92,8 +92,8 @@ def apply_weight_compander(
             too large for ``a``.
     """
     check_skip(module, skip)
-    layers: dict[str, nn.Module] = {
-        name: layer
+    layers = {
+        name: cast(nn.Module, layer)
         for name, layer in module.named_modules()
         if isinstance(layer, tuple(types)) and not is_skipped(name, skip)
     }
