@@ -214,7 +214,8 @@ def check_loss(function: Callable[..., Tensor], twin: type[nn.Module]) -> None:
 def check_loss_values(function: Any, twin: Any, knobs: dict[str, Any], *, reduces: bool) -> None:
     generator = torch.Generator().manual_seed(0)
     logits = torch.randn(6, 10, generator=generator, dtype=torch.float64, requires_grad=True)
-    target = torch.randint(10, (6,), generator=generator)
+    shape, num_classes = ((6, 10), 2) if function.__name__ in BINARY else ((6,), 10)
+    target = torch.randint(num_classes, shape, generator=generator)
     value = function(logits, target, **knobs)
     assert value.shape == (), "the mean must be a scalar"
     assert torch.equal(value, twin(**knobs)(logits, target)), "twin and function differ"
@@ -235,6 +236,7 @@ def check_loss_values(function: Any, twin: Any, knobs: dict[str, Any], *, reduce
     torch.testing.assert_close(each.sum(), function(logits, target, reduction="sum", **knobs))
 
 
+BINARY = {"binary_dice_loss", "tversky_loss"}  # their targets are 0 and 1, of the shape of the scores
 LOSSES = [name for name in public("losses") if name.endswith("_loss") and name != "reduce_loss"]  # which all call
 
 

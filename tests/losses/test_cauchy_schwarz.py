@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
+from torch.autograd import gradcheck
 
 from leyden.losses import ConditionalCSDivergence, conditional_cs_divergence, cs_qmi, normalized_cs_qmi
 
@@ -93,7 +93,6 @@ def test_gradients():
         lambda x, y, _: normalized_cs_qmi(x, y),
     ):
         assert gradcheck(function, (p, y, x))
-        assert gradgradcheck(function, (p, y, x))
 
 
 def test_half_precision_is_computed_in_float32():
