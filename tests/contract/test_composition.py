@@ -68,10 +68,12 @@ USES = {
     "FairnessPenalty": Use({"attributes": ["target"]}),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
     "GradNormRecorder": Use(observes=True),
+    "GradientDropout": Use(),
     "GradientNormPenalty": Use(),
     "LazyCheckpointing": Use(plugin=LazyAsyncCheckpointIO, observes=True),
     "IGNITE": Use({"weight": 0.1, "output": "logsumexp"}),
     "LoRA": Use({"rank": 2, "skip": ["head"]}),
+    "MaskTuning": Use({"threshold": 9e-3, "skip": ["head"]}),
     "MESA": Use({"decay": 0.5, "start_epoch": 0}),
     "MiniBatchAwareRegularization": Use({"weight": 1.0}),
     "Mixup": Use({"prob": 0.5}),  # those with memory per sample need steps that are not mixed
@@ -100,6 +102,11 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("MiniBatchAwareRegularization", "DPSGD"): "MiniBatchAwareRegularization changes the step",
     ("Mixup", "DPSGD"): "Mixup changes the step",
     ("WeightCompanding", "DPSGD"): "is parametrized",
+    ("MaskTuning", "DPSGD"): "is parametrized",
+    ("GradientDropout", "DPSGD"): "GradientDropout changes the step",
+    ("GhostBatchNorm", "MaskTuning"): "would not be a ghost batch norm",
+    ("LoRA", "MaskTuning"): "has LoRA's updates: apply one of the two",
+    ("MaskTuning", "MiniBatchAwareRegularization"): r"no effect on embeddings that are frozen \(places\)",
     ("NMSparsity", "DPSGD"): "NMSparsity changes the step",
     ("ProgressiveNM", "DPSGD"): "is parametrized",
     ("NoiseFiT", "DPSGD"): "NoiseFiT changes the step",
@@ -179,7 +186,7 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
     torch.manual_seed(0)
     names += tuple({other for name in names if (other := USES[name].beside)} - {*names})
     # layers first, then what is done to them
-    layers = ["WeightCompanding", "LoRA", "DynamicFixedPoint"]
+    layers = ["MaskTuning", "WeightCompanding", "LoRA", "DynamicFixedPoint"]
     names = tuple(sorted(names, key=lambda name: layers.index(name) if name in layers else -1, reverse=True))
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
