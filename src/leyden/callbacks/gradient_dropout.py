@@ -75,8 +75,9 @@ class GradientDropout(DoubleBackward):
             raise ValueError(
                 f"teacher must have outputs {tuple(outputs.logits.shape)} as the student, got {tuple(teacher.shape)}"
             )
-        target = (teacher.float() / self.temperature).softmax(-1)
-        student = (outputs.logits.float() / self.temperature).log_softmax(-1)
+        wide = torch.promote_types(teacher.dtype, torch.float32)
+        target = (teacher.to(wide) / self.temperature).softmax(-1)
+        student = (outputs.logits.to(wide) / self.temperature).log_softmax(-1)
         divergence = -(self.temperature**2) * (target * student).sum(-1).mean()
         share = divergence / method.trainer.accumulate_grad_batches
         parameters = list(self._parameters.values())

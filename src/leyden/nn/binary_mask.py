@@ -126,8 +126,8 @@ def apply_mask_tuning(
             p.requires_grad_(False)
     for layer in chosen.values():
         if not _is_masked(layer):
-            mask = BinaryMask(layer.weight.shape, init=init, threshold=threshold)  # type: ignore[arg-type]
-            parametrize.register_parametrization(layer, "weight", mask.to(layer.weight.device))  # type: ignore[arg-type]
+            mask = BinaryMask(layer.weight.shape, init=init, threshold=threshold)
+            parametrize.register_parametrization(layer, "weight", mask.to(layer.weight.device))
     return list(chosen)
 
 
