@@ -1,0 +1,35 @@
+import math
+
+import pytest
+import torch
+
+from leyden.metrics import ClusteringAccuracy, NormalizedMutualInformation
+
+PREDS, TARGET = torch.tensor([2, 2, 0, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 0, 2])
+
+
+def measure(metric, preds, target):
+    for part in (slice(0, 4), slice(4, None)):
+        metric.update(preds[part], target[part])
+    return metric.compute().item()
+
+
+def test_accuracy_by_hand():
+    assert measure(ClusteringAccuracy(), PREDS, TARGET) == pytest.approx(5 / 6)  # 2 is class 0, 0 is 1, 1 is 2
+    assert measure(ClusteringAccuracy(), torch.arange(6), TARGET) == pytest.approx(3 / 6)  # three have no class
+    assert measure(ClusteringAccuracy(), torch.zeros(6).long(), TARGET) == pytest.approx(3 / 6)
+
+
+def test_the_pairs_are_the_best_of_all_and_not_greedy():
+    # clusters by rows, classes by columns: 3 2 / 3 0. Greedy takes 3 + 0, the best is 2 + 3
+    preds, target = torch.tensor([0, 0, 0, 0, 0, 1, 1, 1]), torch.tensor([0, 0, 0, 1, 1, 0, 0, 0])
+    assert measure(ClusteringAccuracy(), preds, target) == pytest.approx(5 / 8)
+
+
+def test_mutual_information_by_hand():
+    preds, target = torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 1])
+    shared = 0.5 * math.log(0.5 / (0.5 * 0.75)) + 0.25 * math.log(0.25 / 0.375) + 0.25 * math.log(0.25 / 0.125)
+    entropies = math.log(2.0), -0.75 * math.log(0.75) - 0.25 * math.log(0.25)
+    assert measure(NormalizedMutualInformation(), preds, target) == pytest.approx(2.0 * shared / sum(entropies))
+    assert measure(NormalizedMutualInformation(), 1 - target, target) == pytest.approx(1.0)
+    assert measure(NormalizedMutualInformation(), torch.zeros(4).long(), target) == pytest.approx(0.0)
