@@ -33,7 +33,8 @@ class FairnessPenalty(MethodCallback):
     standard deviation of about 1. The estimate is that of the rows of all processes, of one micro-batch: some 64 rows
     or more make it precise. Its sign may be either where there is hardly any dependence left.
 
-    ``val/dcor`` and ``test/dcor`` are the squared distance correlation of prediction and all attributes.
+    ``val/dcor`` and ``test/dcor`` are the squared distance correlation of prediction and all attributes, over the whole
+    set: memory goes with the square of its size.
 
     Args:
         attributes: keys of the batch.
