@@ -25,7 +25,7 @@ from leyden import callbacks, optim
 from leyden.callbacks import EMA, ExactResume, LastCheckpoint
 from leyden.catalog.papers import read_papers
 from leyden.core import Network
-from leyden.data import Digits
+from leyden.data import Digits, GaussianNoise
 from leyden.methods import Classification
 from leyden.models import TransformerBlock
 from leyden.plugins import LazyAsyncCheckpointIO
@@ -60,6 +60,7 @@ USES = {
     "CAST": Use(optimizer=partial(optim.AdamS, lr=1e-2)),
     "CRIB": Use({"kl_weight": 1e-3}),
     "CauchySchwarzBottleneck": Use(),
+    "ConvexWeights": Use(),
     "DSnoT": Use(observes=True),  # prunes when the last checkpoint is written
     "DynamicSparsity": Use({"interval": 2}),
     "DecoupledMixup": Use({"eta": 1.0}, beside="Mixup"),
@@ -80,7 +81,9 @@ USES = {
     "NMSparsity": Use({"n": 1}),
     "NoiseFiT": Use({"std": 1.0, "layers": 1, "blocks": "stem"}),
     "OneShotPruning": Use(observes=True),  # prunes when the last checkpoint is written
+    "PostHocCalibration": Use({"views": [GaussianNoise(0.1)]}, observes=True),  # takes part in tests alone
     "ProgressiveNM": Use({"n": 1}),
+    "ProximalMatchingSchedule": Use({"stages": 1, "pretrain": 0.25}, beside="Mixup"),
     "SAF": Use({"delay": 1, "start_epoch": 0}),
     "SigmaReparametrization": Use(),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
@@ -107,6 +110,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("GhostBatchNorm", "MaskTuning"): "would not be a ghost batch norm",
     ("LoRA", "MaskTuning"): "has LoRA's updates: apply one of the two",
     ("MaskTuning", "MiniBatchAwareRegularization"): r"no effect on embeddings that are frozen \(places\)",
+    ("ProximalMatchingSchedule", "DPSGD"): "ProximalMatchingSchedule changes the step",
     ("NMSparsity", "DPSGD"): "NMSparsity changes the step",
     ("ProgressiveNM", "DPSGD"): "is parametrized",
     ("NoiseFiT", "DPSGD"): "NoiseFiT changes the step",
@@ -166,6 +170,10 @@ class Everything(Network):
     def features(self, x: Tensor) -> Tensor:
         tokens = self.stem(x).flatten(2).transpose(1, 2)  # [N, 16, 8]
         return self.block(tokens + self.places(torch.arange(16, device=x.device))).mean(1)  # [N, 8]
+
+    @torch.no_grad()
+    def clamp_weights_(self) -> None:
+        self.head.bias.clamp_(-0.1, 0.1)
 
 
 class Cut(Exception):  # noqa: N818

@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import leyden
 from leyden.core import Method, MethodCallback, Network
-from leyden.data import Digits
+from leyden.data import Digits, GaussianNoise
 from leyden.methods import Classification
 from leyden.models import GPT, MLP, ConvNet, StackedAutoencoder, ViT
 
@@ -63,6 +63,7 @@ ARGUMENTS: dict[str, Any] = {
     "vocab_size": 12,
     "context": 4,
     "teachers": ConvNet(1, 10, width=4),
+    "views": [GaussianNoise(0.1)],
     "network": MLP(3 * 8 * 8, 10, (8,)),
     "second_network": MLP(3 * 8 * 8, 10, (8,)),
     "sigma": 4.0,
@@ -71,6 +72,7 @@ ARGUMENTS: dict[str, Any] = {
     "heads": {"target": 10},
     "schedule": [0.2, 1.0, 0.0],
     "attributes": ["target"],
+    "gamma": 2.0,
 }
 
 
@@ -103,7 +105,8 @@ BATCHES = {
     "TDPrediction": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
 }
 
-BESIDE = {"DecoupledMixup": "Mixup"}  # a callback that another one needs
+BESIDE = {"DecoupledMixup": "Mixup", "ProximalMatchingSchedule": "Mixup"}  # a callback that another one needs
+KNOBS = {"ProximalMatchingSchedule": {"stages": 1}}  # for fits of two steps
 OPTIMIZERS = {"CAST": "AdamS", "SophiaHessian": "Sophia"}
 STEPS = {"AdaptiveObGD": {"delta": 0.5}, "ObGD": {"delta": 0.5}}  # what ``step`` of an optimizer needs
 
@@ -374,7 +377,7 @@ def check_callback(kind: type[MethodCallback], folder: Path) -> None:
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[foreign])
     with pytest.raises(MisconfigurationException, match=kind.__name__):
         foreign.setup(trainer, BoringModel(), "fit")
-    pair = [make(kind), make(kind)]
+    pair = [make(kind, **KNOBS.get(kind.__name__, {})) for _ in range(2)]
     optimizer = OPTIMIZERS.get(kind.__name__)
     given = {"optimizer": public("optim")[optimizer]} if optimizer else {}
     network = NETWORKS.get(kind.__name__, lambda: ConvNet(1, 10, width=4))()

@@ -31,6 +31,7 @@ from .mixup import mix_batch as mix_batch
 from .nm_sparsity import NMSparsity as NMSparsity
 from .noisefit import NoiseFiT as NoiseFiT
 from .one_shot_pruning import OneShotPruning as OneShotPruning
+from .post_hoc_calibration import PostHocCalibration as PostHocCalibration
 from .progress_bar import ProgressBar as ProgressBar
 from .progressive_nm import ProgressiveNM as ProgressiveNM
 from .run_record import RunRecord as RunRecord

@@ -4,6 +4,8 @@ from .cauchy_schwarz import ConditionalCSDivergence as ConditionalCSDivergence
 from .cauchy_schwarz import conditional_cs_divergence as conditional_cs_divergence
 from .cauchy_schwarz import cs_qmi as cs_qmi
 from .cauchy_schwarz import normalized_cs_qmi as normalized_cs_qmi
+from .correctness_aware import CorrectnessAware as CorrectnessAware
+from .correctness_aware import correctness_aware_loss as correctness_aware_loss
 from .dco import DCOLoss as DCOLoss
 from .dco import answer_nll as answer_nll
 from .dco import dco_factor as dco_factor

@@ -1,4 +1,6 @@
 from .adaptive_noise import adaptive_noise as adaptive_noise
+from .adaptive_temperature import AdaptiveTemperature as AdaptiveTemperature
+from .adaptive_temperature import transformed_topk_features as transformed_topk_features
 from .binary_mask import BinaryMask as BinaryMask
 from .binary_mask import apply_mask_tuning as apply_mask_tuning
 from .binary_mask import binarize as binarize
