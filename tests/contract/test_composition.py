@@ -24,7 +24,7 @@ import leyden
 from leyden import callbacks, optim
 from leyden.callbacks import EMA, ExactResume, LastCheckpoint
 from leyden.catalog.papers import read_papers
-from leyden.core import Network
+from leyden.core import Batch, Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise
 from leyden.methods import Classification
 from leyden.models import TransformerBlock
@@ -42,6 +42,7 @@ class Use:
         optimizer: that it needs.
         plugin: that it needs.
         beside: another callback that it needs.
+        soft: it needs soft targets.
         observes: it looks on, and the weights are the same without it.
     """
 
@@ -49,6 +50,7 @@ class Use:
     optimizer: Callable[..., torch.optim.Optimizer] | None = None
     plugin: Callable[[], CheckpointIO] | None = None
     beside: str | None = None
+    soft: bool = False
     observes: bool = False
 
 
@@ -83,7 +85,7 @@ USES = {
     "OneShotPruning": Use(observes=True),  # prunes when the last checkpoint is written
     "PostHocCalibration": Use({"views": [GaussianNoise(0.1)]}, observes=True),  # takes part in tests alone
     "ProgressiveNM": Use({"n": 1}),
-    "ProximalMatchingSchedule": Use({"stages": 1, "pretrain": 0.25}, beside="Mixup"),
+    "ProximalMatchingSchedule": Use({"stages": 1, "pretrain": 0.25}, soft=True),
     "SAF": Use({"delay": 1, "start_epoch": 0}),
     "SigmaReparametrization": Use(),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
@@ -176,6 +178,13 @@ class Everything(Network):
         self.head.bias.clamp_(-0.1, 0.1)
 
 
+class Soften(MethodCallback):
+    """Makes class numbers to probabilities."""
+
+    def transform_batch(self, method: Method, batch: Batch) -> Batch:
+        return batch | {"target": nn.functional.one_hot(batch["target"], 10).float()}
+
+
 class Cut(Exception):  # noqa: N818
     """Ends a fit as a kill would."""
 
@@ -209,6 +218,7 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
         accelerator="cpu",
         callbacks=[
             ExactResume(),
+            *([Soften()] if any(USES[name].soft for name in names) and "DPSGD" not in names else []),
             *average,
             *(getattr(callbacks, name)(**USES[name].arguments) for name in names),
             *([CutBefore(cut)] if cut is not None else []),

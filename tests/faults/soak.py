@@ -93,11 +93,12 @@ class Run:
         arguments += [] if saved or self.num_processes == 1 else ["--trainer.strategy=ddp"]
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={self.num_processes}"]
         command = [sys.executable, *(launcher if self.num_processes > 1 else []), "-m", "leyden.cli", "fit"]
+        path = os.pathsep.join([str(self.folder), *filter(None, [os.environ.get("PYTHONPATH")])])
         self.output = open(self.folder / "output.txt", "w+")  # noqa: SIM115 (closed by finish)
         self.process = subprocess.Popen(
             [*command, *arguments, *more],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": str(self.folder), "OMP_NUM_THREADS": "1"} | environment,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
             stdout=self.output,
             stderr=subprocess.STDOUT,
             preexec_fn=limit and (lambda: _limit_files(limit)),

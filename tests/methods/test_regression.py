@@ -2,6 +2,7 @@ import pytest
 import torch
 from sklearn.metrics import mean_absolute_error, mean_squared_error, r2_score
 from torch import nn
+from torchmetrics import MeanSquaredError
 
 from leyden.methods import Regression
 from leyden.models import MLP
@@ -57,3 +58,14 @@ def test_the_batch_must_have_a_target(case):
     method, _, _ = case
     with pytest.raises(ValueError, match=r"Regression needs the batch keys \['target'\]"):
         method.loss_terms({"input": X}, method.compute({"input": X}))
+
+
+def test_further_metrics_are_logged_and_must_have_names_of_their_own(case):
+    method, target, prediction = case
+    method = Regression(method.network, metrics={"rmse": MeanSquaredError(squared=False)})
+    for rows in (slice(0, 4), slice(4, 7)):
+        method._evaluate("test", {"input": X[rows], "target": target[rows]})
+    found = method.metrics["test"].compute()
+    assert found["test/rmse"].item() == pytest.approx(mean_squared_error(target.numpy(), prediction) ** 0.5, rel=1e-5)
+    with pytest.raises(ValueError, match=r"metrics has \['r2'\], which are logged anyway: choose other names"):
+        Regression(method.network, metrics={"r2": MeanSquaredError()})

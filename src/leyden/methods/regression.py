@@ -1,5 +1,6 @@
 """Regression: real numbers per sample."""
 
+from copy import deepcopy
 from typing import Any
 
 from torch import nn
@@ -18,10 +19,27 @@ class Regression(Method):
     Args:
         network: gives predictions ``[N, D]``, the shape of the target.
         loss: module called with prediction and target; mean squared error if None.
+        metrics: more metrics of validation and test by name, updated with prediction and target ``[N * D]``, such as
+            `torchmetrics.image.PeakSignalNoiseRatio`.
         **kwargs: see `Method`.
+
+    Raises:
+        ValueError: one of the metrics is called ``loss``, ``mae`` or ``r2``.
     """
 
-    def __init__(self, network: Network, *, loss: nn.Module | None = None, **kwargs: Any) -> None:
+    _more_metrics: dict[str, Metric] = {}
+
+    def __init__(
+        self,
+        network: Network,
+        *,
+        loss: nn.Module | None = None,
+        metrics: dict[str, Metric] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if taken := {"loss", "mae", "r2"} & set(metrics or {}):
+            raise ValueError(f"metrics has {sorted(taken)}, which are logged anyway: choose other names")
+        self._more_metrics = metrics or {}  # `Method` calls make_metrics
         super().__init__(network, **kwargs)
         self.loss = loss or nn.MSELoss()
 
@@ -40,11 +58,11 @@ class Regression(Method):
         return {"task": self.loss(outputs.logits, batch["target"])}
 
     def make_metrics(self) -> dict[str, Metric]:
-        """Mean absolute error, and R2 over all entries."""
-        return {"mae": MeanAbsoluteError(), "r2": R2Score()}
+        """Mean absolute error, R2 over all entries, and the metrics that were given."""
+        return {"mae": MeanAbsoluteError(), "r2": R2Score(), **deepcopy(self._more_metrics)}
 
     def update_metrics(self, metrics: MetricCollection, batch: Batch, outputs: Outputs) -> None:
         """Adds a batch."""
         prediction, target = outputs.logits.float().flatten(), batch["target"].float().flatten()
-        metrics["mae"].update(prediction, target)
-        metrics["r2"].update(prediction, target)
+        for name in ("mae", "r2", *self._more_metrics):
+            metrics[name].update(prediction, target)
