@@ -32,6 +32,7 @@ WARM_UP = 25  # steps that are not timed: optimizers make their states, memories
 ACTIVE = {  # what starts after some epochs starts with the second
     "regularization/saf": ["--trainer.callbacks.SAF.delay=1", "--trainer.callbacks.SAF.start_epoch=0"],
     "regularization/mesa": ["--trainer.callbacks.MESA.start_epoch=0"],
+    "regularization/depict": ["--model.pretrain=0.001", "--model.initialize=0"],
 }
 
 
@@ -64,7 +65,7 @@ def fit(experiment: str, steps: int, connection: Connection) -> None:
         "--name=cost",
         "--test_after_fit=false",
         f"--trainer.max_steps={WARM_UP + steps}",
-        "--trainer.max_epochs=-1",
+        "--trainer.max_epochs=1000",
         "--trainer.limit_val_batches=0",
         "--trainer.callbacks.ProgressBar=null",
         "--trainer.logger.WandbLogger=null",

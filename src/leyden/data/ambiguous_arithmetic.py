@@ -7,8 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 from torch.utils.data import Dataset
 
-from leyden.core.random import sample_keys, uniform
-from leyden.data.dataset import TensorDictDataset
+from leyden.core.random import uniform
+from leyden.data._generated import generated_datasets
 from leyden.data.module import DataModule
 
 __all__ = ["AmbiguousArithmetic"]
@@ -58,11 +58,7 @@ class AmbiguousArithmetic(DataModule):
 
     def datasets(self) -> dict[str, Dataset]:
         """Returns the three parts."""
-        sizes = {"train": self.num_train, "val": self.num_eval, "test": self.num_eval}
-        return {
-            name: TensorDictDataset(self._draw(sample_keys(self.data_seed, number, torch.arange(size))))
-            for number, (name, size) in enumerate(sizes.items())
-        }
+        return generated_datasets(self._draw, num_train=self.num_train, num_eval=self.num_eval, seed=self.data_seed)
 
     def _draw(self, keys: Tensor) -> dict[str, Tensor]:
         numbers = (uniform(keys, 2) * self.modulus).to(torch.int64)  # [S, 2]

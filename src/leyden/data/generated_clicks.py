@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from leyden.core.random import sample_keys, uniform
-from leyden.data.dataset import TensorDictDataset
+from leyden.core.random import uniform
+from leyden.data._generated import generated_datasets
 from leyden.data.module import DataModule
 
 __all__ = ["GeneratedClicks"]
@@ -72,11 +72,7 @@ class GeneratedClicks(DataModule):
 
     def datasets(self) -> dict[str, Dataset]:
         """Returns the three parts."""
-        sizes = {"train": self.num_train, "val": self.num_eval, "test": self.num_eval}
-        return {
-            name: TensorDictDataset(self._draw(sample_keys(self.data_seed, number, torch.arange(size))))
-            for number, (name, size) in enumerate(sizes.items())
-        }
+        return generated_datasets(self._draw, num_train=self.num_train, num_eval=self.num_eval, seed=self.data_seed)
 
     def _draw(self, keys: Tensor) -> dict[str, Tensor]:
         interests = uniform(keys, self.num_groups, stream=0).argsort(stable=True)[:, : self.num_interests]
