@@ -77,8 +77,9 @@ class Identity:
 
 def noise_of(batch, **arguments):
     """The noise that is added to a batch, and the terms."""
-    method = Identity()
-    terms = CRIB(kl_weight=0.0, **arguments).loss_terms(method, batch, SimpleNamespace(features=batch["input"]), {})
+    method, crib = Identity(), CRIB(kl_weight=0.0, **arguments)
+    crib._state_key = "CRIB"  # which seeds the noise; `setup` would set it
+    terms = crib.loss_terms(method, batch, SimpleNamespace(features=batch["input"]), {})
     return method.inputs[0] - batch["input"], terms
 
 

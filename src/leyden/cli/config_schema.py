@@ -101,8 +101,9 @@ class _Builder:
             return {"enum": list(parts)}
         if origin in (Union, types.UnionType):
             choices = [self.value(part) for part in parts]
-            named = [self.changes(item) for part in parts if (item := _item_type(part)) and _is_component(item)]
-            return {} if {} in choices else {"anyOf": _unique([*choices, *named[:1]])}
+            items = [item for part in parts if (item := _item_type(part)) is not None]
+            bases = [base for item in items for base in (get_args(item) or (item,)) if _is_component(base)]
+            return {} if {} in choices else {"anyOf": _unique([*choices, *map(self.changes, bases)])}
         if origin is Callable or origin is types.FunctionType:
             return self.value(parts[-1]) if parts and _is_component(parts[-1]) else {}
         if origin is tuple and parts and parts[-1] is not ...:
