@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from leyden.metrics import ClusteringAccuracy, NormalizedMutualInformation
+from leyden.metrics import ClusteringAccuracy, NormalizedMutualInformation, SpectralClusteringAccuracy
 
 PREDS, TARGET = torch.tensor([2, 2, 0, 0, 0, 1]), torch.tensor([0, 0, 1, 1, 0, 2])
 
@@ -33,3 +33,16 @@ def test_mutual_information_by_hand():
     assert measure(NormalizedMutualInformation(), preds, target) == pytest.approx(2.0 * shared / sum(entropies))
     assert measure(NormalizedMutualInformation(), 1 - target, target) == pytest.approx(1.0)
     assert measure(NormalizedMutualInformation(), torch.zeros(4).long(), target) == pytest.approx(0.0)
+
+
+def test_spectral_clusters_of_orthogonal_groups():
+    metric = SpectralClusteringAccuracy(3)
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(30) % 3
+    features = torch.eye(3)[target] + 0.1 * torch.randn(30, 3, generator=generator)
+    features = torch.nn.functional.normalize(features, dim=1)
+    for rows in (slice(0, 11), slice(11, 30)):
+        metric.update(features[rows], (target[rows] + 1) % 3)
+    assert metric.compute().item() == 1.0
+    with pytest.raises(ValueError, match="num_clusters must be at least 2, got 1"):
+        SpectralClusteringAccuracy(1)

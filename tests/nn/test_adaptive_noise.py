@@ -62,7 +62,7 @@ def test_the_noise_has_mean_zero():
     hidden = HIDDEN[0, :1].expand(20_000, 4)
     noise = adaptive_noise(hidden, base_std=1.0) - hidden
     assert (noise.mean(0).abs() < 4.0 * noise.std(0) / 20_000**0.5).all()
-    # the sizes of a token's numbers go as exp(-0.1 distance / mad), here with the distances 0.4, 1.1, 1.9, 0 and mad 0.4
+    # sizes of a token's numbers go as exp(-0.1 distance / mad), here with distances 0.4, 1.1, 1.9, 0 and mad 0.4
     shares = noise.std(0) / noise.std(0)[3]
     expected = torch.tensor([0.4, 1.1, 1.9, 0.0], dtype=torch.float64).div(-10.0 * 0.4).exp()
     torch.testing.assert_close(shares, expected, rtol=0.03, atol=0.0)

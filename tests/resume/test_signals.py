@@ -46,9 +46,7 @@ def last_step() -> int:
     ("number", "batch", "saved"),
     [(signal.SIGUSR1, 0, 1), (signal.SIGTERM, 6, 7), (signal.SIGUSR1, 7, 8)],  # the last one ends an epoch
 )
-def test_the_running_step_is_saved(
-    quick_fit, assert_same_run, monkeypatch, scontrol, tmp_path, number, batch, saved
-):
+def test_the_running_step_is_saved(quick_fit, assert_same_run, monkeypatch, scontrol, tmp_path, number, batch, saved):
     handlers = [signal.getsignal(other) for other in (signal.SIGTERM, signal.SIGUSR1)]
     assert main(quick_fit("default", "whole")) == 0
     with monkeypatch.context() as patch:

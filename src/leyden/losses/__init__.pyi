@@ -4,6 +4,11 @@ from .cauchy_schwarz import ConditionalCSDivergence as ConditionalCSDivergence
 from .cauchy_schwarz import conditional_cs_divergence as conditional_cs_divergence
 from .cauchy_schwarz import cs_qmi as cs_qmi
 from .cauchy_schwarz import normalized_cs_qmi as normalized_cs_qmi
+from .coding_rate import MCR2 as MCR2
+from .coding_rate import coding_rate as coding_rate
+from .coding_rate import compressed_coding_rate as compressed_coding_rate
+from .coding_rate import doubly_stochastic_membership as doubly_stochastic_membership
+from .coding_rate import mcr2_loss as mcr2_loss
 from .correctness_aware import CorrectnessAware as CorrectnessAware
 from .correctness_aware import correctness_aware_loss as correctness_aware_loss
 from .dco import DCOLoss as DCOLoss
@@ -35,8 +40,8 @@ from .gradient_norm import gradient_norm as gradient_norm
 from .inconsistency import InconsistencyLoss as InconsistencyLoss
 from .inconsistency import head_gradients as head_gradients
 from .inconsistency import inconsistency_loss as inconsistency_loss
-from .kl_dro import CompositionalKLDRO as CompositionalKLDRO
 from .kl_dro import KLDRO as KLDRO
+from .kl_dro import CompositionalKLDRO as CompositionalKLDRO
 from .kl_dro import kl_dro_loss as kl_dro_loss
 from .kl_dro import kl_dro_weights as kl_dro_weights
 from .minibatch_aware_l2 import minibatch_aware_l2 as minibatch_aware_l2

@@ -5,6 +5,7 @@ from .convex_relu import ConvexReLU as ConvexReLU
 from .depict import DEPICT as DEPICT
 from .flat_multi_task import FlatMultiTask as FlatMultiTask
 from .language_modeling import LanguageModeling as LanguageModeling
+from .manifold_linearizing import ManifoldLinearizing as ManifoldLinearizing
 from .offline_optimization import OfflineOptimization as OfflineOptimization
 from .regression import Regression as Regression
 from .td_prediction import TDPrediction as TDPrediction

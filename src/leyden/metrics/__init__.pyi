@@ -3,6 +3,7 @@ from .attention import MaxAttentionLogit as MaxAttentionLogit
 from .bits_per_byte import BitsPerByte as BitsPerByte
 from .clustering import ClusteringAccuracy as ClusteringAccuracy
 from .clustering import NormalizedMutualInformation as NormalizedMutualInformation
+from .clustering import SpectralClusteringAccuracy as SpectralClusteringAccuracy
 from .direction import default_mode as default_mode
 from .distance_correlation import DistanceCorrelation as DistanceCorrelation
 from .pass_at_n import PassAtN as PassAtN
