@@ -2,15 +2,18 @@
 
 import hashlib
 import json
+import os
 import platform
 from pathlib import Path
+from types import SimpleNamespace
 
 import lightning
 import pytest
 import torch
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 import leyden
-from leyden.cli import main
+from leyden.cli import compare_worker, main
 from leyden.cli.compare_worker import finished_result
 
 NETWORK = """\
@@ -257,3 +260,21 @@ def test_what_cannot_be_compared(configs, capsys, name, message):
     assert error.count("\n") == 1
     assert message in error
     assert not Path("logs").exists()
+
+
+def test_a_run_that_a_scheduler_ends_is_not_recorded_as_failed(tmp_path, monkeypatch):
+    class Exited(BaseException):
+        pass
+
+    def leave(code):
+        raise Exited(code)
+
+    def end(job, seed):
+        raise SIGTERMException
+
+    monkeypatch.setattr(compare_worker, "_run", end)
+    monkeypatch.setattr(os, "_exit", leave)
+    job = SimpleNamespace(folder=tmp_path, run_folder=lambda seed: tmp_path / f"seed-{seed}", evaluate=None)
+    with pytest.raises(Exited, match="143"):
+        compare_worker.make_run(job, 0)
+    assert not (tmp_path / "seed-0/result.json").exists()

@@ -95,6 +95,23 @@ def test_altered_bytes_are_noticed(io, tmp_path):
         io.load_checkpoint(path)
 
 
+def test_a_flipped_bit_anywhere_is_noticed_or_harmless(io, tmp_path):
+    path = tmp_path / "last.ckpt"
+    io.save_checkpoint({"weight": torch.arange(3.0), "epoch": 1}, path)
+    content = path.read_bytes()
+    noticed = 0
+    for position in range(0, len(content), 3):  # headers, names, flags, padding, numbers, directory
+        path.write_bytes(content[:position] + bytes([content[position] ^ 0x80]) + content[position + 1 :])
+        try:
+            loaded = io.load_checkpoint(path)
+        except DamagedCheckpointError:
+            noticed += 1
+        else:
+            assert loaded["epoch"] == 1
+            assert torch.equal(loaded["weight"], torch.arange(3.0))
+    assert noticed > 100
+
+
 def test_code_is_never_loaded(io, tmp_path):
     path = tmp_path / "last.ckpt"
     torch.save({"callback": Foreign()}, path)

@@ -102,6 +102,10 @@ def make_run(job: Job, seed: int) -> dict[str, Any] | str:
             try:
                 return (finished_result(folder) or _run(job, seed)) | _evaluate(job, seed)
             except (Exception, SystemExit) as error:
+                from lightning.pytorch.utilities.exceptions import SIGTERMException
+
+                if isinstance(error, SIGTERMException):  # no failure: the run is saved, and can go on
+                    os._exit(128 + signal.SIGTERM)
                 traceback.print_exc()
                 return " ".join(str(error).split()) or type(error).__name__
 

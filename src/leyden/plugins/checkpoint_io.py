@@ -1,5 +1,6 @@
 """Checkpoints that are whole: written in one stroke, checked when they are read."""
 
+import errno
 import os
 import re
 import zipfile
@@ -94,12 +95,9 @@ class AtomicCheckpointIO(CheckpointIO):
 
 
 def _load(path: Path, map_location: Any) -> dict[str, Any]:
+    if (reason := _damage(path)) is not None:
+        raise DamagedCheckpointError(path, reason)
     try:
-        # torch does not look at the checksums that it writes
-        with zipfile.ZipFile(path) as archive:
-            bad = archive.testzip()
-        if bad is not None:
-            raise zipfile.BadZipFile(f"wrong checksum of {bad}")
         return torch.load(path, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
@@ -107,18 +105,26 @@ def _load(path: Path, map_location: Any) -> dict[str, Any]:
             f"the checkpoint {path} holds a {name[1] if name else 'Python object'}, but only tensors and plain values "
             "are read, because anything else could run code: save its numbers instead"
         ) from error
-    except (zipfile.BadZipFile, RuntimeError, EOFError) as error:
-        raise DamagedCheckpointError(path, str(error).strip().split("\n")[0][:120]) from error
+    except (RuntimeError, EOFError) as error:
+        raise DamagedCheckpointError(path, _first_line(error)) from error
+
+
+def _damage(path: Path) -> str | None:
+    """What is wrong with an archive: torch does not look at the checksums that it writes."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            bad = archive.testzip()
+    except Exception as error:  # altered names, flags and sizes give errors of many kinds
+        if isinstance(error, OSError) and error.errno != errno.EINVAL:  # (a place before the file's begin)
+            raise  # it cannot be read at all
+        return _first_line(error)
+    return None if bad is None else f"wrong checksum of {bad}"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).split("\n")[0][:120]
 
 
 def _intact_neighbours(path: Path) -> list[Path]:
     others = [other for other in path.parent.glob("[!.]*.ckpt") if other != path]
-    return [other for other in sorted(others, key=lambda other: -other.stat().st_mtime) if _is_intact(other)]
-
-
-def _is_intact(path: Path) -> bool:
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return archive.testzip() is None
-    except zipfile.BadZipFile:
-        return False
+    return [other for other in sorted(others, key=lambda other: -other.stat().st_mtime) if _damage(other) is None]
