@@ -136,9 +136,10 @@ def _check_free(package: Path, public: list[str]) -> None:
                 raise ConfigError(f"there is {package.name}.{stub.parent.name}.{name} already: choose another name")
 
 
-def _stub_order(line: str) -> tuple[str, ...]:
+def _stub_order(line: str) -> tuple[str, int, str]:
+    """As ruff has it: in a module what is written as a constant, then classes, then functions."""
     _, module, _, name, *_ = line.split(" ")
-    return module, name
+    return module, 0 if name.isupper() else 1 if name[0].isupper() else 2, name
 
 
 def _write(contents: dict[Path, str]) -> None:
