@@ -231,9 +231,9 @@ class LeydenCLI(LightningCLI):
         """The checkpoint of a resumed run; without one the run starts from the beginning, with an empty log."""
         assert self.run is not None
         if self.arguments.resume is not None:
+            # of a run that goes on, the folder has files: as it must, or those of a kill before the first whole epoch
+            warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
             if self.run.last_checkpoint.is_file():
-                # of a run that goes on, the folder has files: as it must
-                warnings.filterwarnings("ignore", message="Checkpoint directory .* exists and is not empty")
                 return str(self.run.last_checkpoint)
             say(f"{self.run.path} has no checkpoint yet: it starts from the beginning")
         self._forget_metrics()
