@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "predict": ("leyden.cli.predict:predict", "write what the network of a checkpoint says of each sample"),
     "run": ("leyden.cli.run:run", "run several fits and evaluations one after another, as one run"),
     "submit": ("leyden.cli.submit:submit", "check a fit and give it to SLURM, on one node or many"),
+    "ray": ("leyden.cli.ray:ray", "check a fit and run it on a Ray cluster"),
     "sweep": ("leyden.cli.sweep:sweep", "choose hyperparameters: run a W&B sweep file on this machine"),
     "curate": ("leyden.cli.curate:curate", "make or choose a training set before training, as a file"),
     "combine": ("leyden.cli.combine:combine", "make one checkpoint of several: averages, soups, TIES, DARE"),

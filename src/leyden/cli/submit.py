@@ -15,7 +15,7 @@ from leyden.cli.commands import in_one_line, load_tree, parse_arguments
 from leyden.cli.config import ConfigError, config_folder
 from leyden.cli.run_folder import LOGS, RunFolder, experiment_name
 
-__all__ = ["submit"]
+__all__ = ["named_run", "submit"]
 
 DESCRIPTION = """\
 Checks the config and submits `leyden fit` as a SLURM job, by scripts/slurm/train.sbatch, which is yours to change. What
@@ -83,7 +83,7 @@ def _submit(
         raise ConfigError(f"there is no {script}, which says how a run is started on your cluster")
     if not dry_run and shutil.which("sbatch") is None:
         raise ConfigError("sbatch is not on the PATH: jobs are submitted where SLURM's commands are")
-    run, rest = _checked(rest)
+    run, rest = named_run(rest)
     log = LOGS / "slurm" / f"{run.path.name}-%j.log"
     command = [
         "sbatch",
@@ -110,7 +110,7 @@ def _submit(
     return 0
 
 
-def _checked(rest: list[str]) -> tuple[RunFolder, list[str]]:
+def named_run(rest: list[str]) -> tuple[RunFolder, list[str]]:
     """The folder of the run, and arguments that name it, when all is found to be well."""
     arguments = parse_arguments("fit", rest)
     if arguments.help is not None or arguments.print_config:
