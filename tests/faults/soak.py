@@ -25,6 +25,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
+from sklearn.datasets import load_digits
 from torch.utils._pytree import tree_flatten
 
 from leyden.plugins import AtomicCheckpointIO, DamagedCheckpointError
@@ -55,8 +57,13 @@ FIT = [
     "--trainer.callbacks.RunRecord=null",
     "--trainer.logger.WandbLogger=null",
     "--trainer.callbacks+=soak_helpers.Slow",
+    "--model.network.in_channels=3",
     "--model.network.width=4",
     "--model.network.dropout=0.2",
+    "--data=leyden.data.ImageFolder",
+    "--data.root=pictures",
+    "--data.image_size=8",
+    "--data.batch_size=16",
     "--data.num_workers=1",
     "--test_after_fit=false",
 ]
@@ -98,7 +105,7 @@ class Run:
         self.process = subprocess.Popen(
             [*command, *arguments, *more],
             cwd=self.folder,
-            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"} | environment,
+            env=os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1", "WANDB_MODE": "disabled"} | environment,
             stdout=self.output,
             stderr=subprocess.STDOUT,
             preexec_fn=limit and (lambda: _limit_files(limit)),
@@ -252,8 +259,37 @@ def freeze(run: Run) -> bool:
     return going
 
 
-FAULTS = [kill, kill_while_saving, terminate, time_is_over, truncate]
-FAULTS += [flip, full_disk, lose_worker, not_a_number, freeze]
+def lose_files(run: Run) -> bool:
+    """Files of the data set vanish, and are back when the run is resumed."""
+    pictures = run.folder / "pictures" / str(run.draw.randrange(10))
+    run.start()
+    try:
+        going = run.wait_for_progress()
+        pictures.rename(run.folder / "vanished")
+        code, said = run.finish()
+    finally:
+        (run.folder / "vanished").rename(pictures)
+    if code != 0:
+        _expect(f"error: pictures/{pictures.name}/" in said and "cannot be decoded" in said, code, said)
+    return going and code != 0
+
+
+def lose_server(run: Run) -> bool:
+    """Nobody answers at the address of W&B: the run goes on without, until it is killed."""
+    logger = (
+        [] if "WandbLogger" in _text(run.path / "config.yaml") else ["--trainer.logger+=leyden.plugins.WandbLogger"]
+    )
+    nobody = {"WANDB_API_KEY": 40 * "0", "WANDB_BASE_URL": "http://127.0.0.1:9", "WANDB_INIT_TIMEOUT": "1"}
+    run.start(*logger, WANDB_MODE="online", **nobody)
+    going = run.wait_for_progress()
+    run.signal(signal.SIGKILL)
+    _, said = run.finish()
+    _expect("W&B does not answer: the run is logged offline" in said, 0, said)
+    return going
+
+
+FAULTS = [kill, kill_while_saving, terminate, time_is_over, truncate, flip]
+FAULTS += [full_disk, lose_worker, not_a_number, freeze, lose_files, lose_server]
 
 
 def _end_by(run: Run, number: int) -> bool:
@@ -296,6 +332,10 @@ def _limit_files(size: int) -> None:
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
 
 
+def _text(path: Path) -> str:
+    return path.read_text() if path.exists() else ""
+
+
 def _stamp(path: Path) -> int:
     return path.stat().st_mtime_ns if path.exists() else 0
 
@@ -303,9 +343,18 @@ def _stamp(path: Path) -> int:
 # ---- rounds
 
 
+def _write_pictures(folder: Path) -> None:
+    """The digits, as one file each: what vanishes is met by the next batch."""
+    digits = load_digits()
+    for number, (pixels, target) in enumerate(zip(digits.images, digits.target, strict=True)):
+        (folder / str(target)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray((16 * pixels).clip(max=255).astype("uint8")).save(folder / str(target) / f"{number}.png")
+
+
 def _state(run: Run) -> Any:
-    """All of the last checkpoint, but for the folder that callbacks note, and a score that is saved and never read."""
+    """All of the last checkpoint but for what names the run, and a score that is saved and never read."""
     checkpoint = torch.load(run.last, weights_only=True)
+    checkpoint.pop("wandb_id", None)
     for state in checkpoint["callbacks"].values():
         state.pop("current_score", None)
     return _without_folder(checkpoint, str(run.path))
@@ -335,6 +384,7 @@ def soak(folder: Path, *, minutes: float, seed: int, max_faults: int | None = No
         Number of faults that were survived, by kind; and what was not.
     """
     (folder / "soak_helpers.py").write_text(HELPERS)
+    _write_pictures(folder / "pictures")
     draw = random.Random(seed)
     deadline = time.monotonic() + 60.0 * minutes
     wholes: dict[int, Run] = {}

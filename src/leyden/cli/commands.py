@@ -217,7 +217,10 @@ def _speaker() -> str:
 
 
 def _one_line(error: Exception, debug: bool) -> str:
-    message = " ".join(str(error).split()) or type(error).__name__
+    text = str(error)
+    if "in DataLoader worker process" in text and not debug:  # a traceback, whose last line is the error
+        text = text.strip().splitlines()[-1].removeprefix(f"{type(error).__name__}: ")
+    message = " ".join(text.split()) or type(error).__name__
     if debug or isinstance(error, _expected_errors()):
         return message
     frame = traceback.extract_tb(error.__traceback__)[-1]

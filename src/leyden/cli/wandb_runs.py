@@ -47,6 +47,8 @@ def prepare_wandb(init_args: "Namespace", label: str) -> None:
     # not Lightning's `offline`: it refuses artifacts, which `wandb sync` uploads too
     init_args.mode = init_args.get("mode") or wandb_mode()
     os.environ.setdefault("WANDB_QUIET", "true")
+    # seconds; without it the end of a run would wait for a server that has gone as long as that takes
+    os.environ.setdefault("WANDB_FINISH_TIMEOUT", "600")
 
 
 def finish_wandb() -> None:
