@@ -10,6 +10,7 @@ from lightning.pytorch import Callback, Trainer, seed_everything
 from lightning.pytorch.strategies import DDPStrategy
 from sklearn.datasets import load_digits
 from torch import nn
+from torch.distributed.tensor import DTensor
 
 from leyden.callbacks import EMA, ExactResume, LastCheckpoint
 from leyden.core import MethodCallback, SampleMemory
@@ -17,10 +18,12 @@ from leyden.data.dataset import TensorDictDataset
 from leyden.data.module import DataModule
 from leyden.methods import Classification
 from leyden.models import MLP
+from leyden.plugins import AtomicCheckpointIO, FSDP2Strategy
 
 NUM_TRAIN, BATCH, NUM_EVAL = 88, 16, 37  # 5 steps in an epoch, 8 samples left over; 37 is not divisible by 2 or 4
 STEPS = 12  # into the third epoch
 CUT = 7  # in the middle of the second epoch
+CUT_AGAIN = 9
 
 
 class TinyDigits(DataModule):
@@ -59,10 +62,13 @@ class StoppedError(Exception):
 
 
 class Stop(Callback):
-    """Ends the fit as a crash does, just after the checkpoint in the middle of the second epoch."""
+    """Ends the fit as a crash does, just after a checkpoint."""
+
+    def __init__(self, step):
+        self.step = step
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
-        if trainer.global_step == CUT:
+        if trainer.global_step == self.step:
             raise StoppedError
 
 
@@ -99,7 +105,15 @@ class Projection(MethodCallback):
 PARTS = {"ema": functools.partial(EMA, 0.8), "memory": RememberedOutputs, "attached": Projection}
 
 
-def fit(folder: Path, *parts: str, accumulate: int = 1, steps: int = STEPS, stop: bool = False, resume: bool = False):
+def fit(
+    folder: Path,
+    *parts: str,
+    strategy: str = "ddp",
+    accumulate: int = 1,
+    steps: int = STEPS,
+    stop: int | None = None,
+    resume: bool = False,
+):
     """Trains and tests on this and the other processes; what this process saw and where it ended."""
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     seed_everything(0, verbose=False)
@@ -107,13 +121,20 @@ def fit(folder: Path, *parts: str, accumulate: int = 1, steps: int = STEPS, stop
         MLP(64, 10, hidden=(32,)), optimizer=functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9)
     )
     recorder = Recorder()
-    stops = [Stop()] if stop else []
+    stops = [Stop(stop)] if stop else []
+    strategies = {
+        "ddp": lambda: DDPStrategy(process_group_backend="gloo") if world_size > 1 else "auto",
+        "fsdp2": FSDP2Strategy,
+        "fsdp2_whole": functools.partial(FSDP2Strategy, shard_blocks=False),
+    }
     trainer = Trainer(
         accelerator="cpu",
         devices=world_size,
-        strategy=DDPStrategy(process_group_backend="gloo") if world_size > 1 else "auto",
-        callbacks=[ExactResume(), *(PARTS[part]() for part in parts), recorder, LastCheckpoint(CUT), *stops],
+        strategy=strategies[strategy](),
+        plugins=[AtomicCheckpointIO()],
+        callbacks=[ExactResume(), *(PARTS[part]() for part in parts), recorder, LastCheckpoint(stop or CUT), *stops],
         accumulate_grad_batches=accumulate,
+        gradient_clip_val=3.0,
         max_steps=steps,
         default_root_dir=folder,
         use_distributed_sampler=False,
@@ -129,11 +150,15 @@ def fit(folder: Path, *parts: str, accumulate: int = 1, steps: int = STEPS, stop
     tested = {name: float(value) for name, value in trainer.test(method, datamodule, verbose=False)[0].items()}
     return {
         "seen": recorder.seen,
-        "weights": {name: tensor.clone() for name, tensor in method.state_dict().items()},
+        "weights": {name: whole(tensor) for name, tensor in method.state_dict().items()},
         "means": recorder.means,
         "tested": tested,
         "test_samples": recorder.tested,
     }
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
 
 def samples_by_step(results: list[dict]) -> dict[int, list[int]]:
@@ -208,15 +233,43 @@ def test_parts_change_the_fit(alone):
     assert len(set(ends)) == 4
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (1, 2), (2, 4)])
-def test_resume_on_another_number_of_processes(run_processes, alone, tmp_path, before, after):
-    parts = ("ema", "memory")
-    run_processes(fit, before, tmp_path, *parts, stop=True)
-    results = run_processes(fit, after, tmp_path, *parts, resume=True)
+@pytest.mark.parametrize(
+    ("strategy", "parts", "world_size", "accumulate"),
+    [
+        ("fsdp2", ("ema", "memory", "attached"), 2, 1),
+        ("fsdp2", ("ema",), 4, 2),
+        ("fsdp2", (), 1, 1),
+        ("fsdp2_whole", ("ema", "attached"), 2, 2),
+    ],
+)
+def test_same_with_shared_parameters(run_processes, alone, tmp_path, strategy, parts, world_size, accumulate):
+    results = run_processes(fit, world_size, tmp_path, *parts, strategy=strategy, accumulate=accumulate)
+    assert_same(results, alone(*parts))
+
+
+@pytest.mark.parametrize(
+    "sessions",
+    [
+        ("ddp 2", "ddp 1"),
+        ("ddp 1", "ddp 2"),
+        ("ddp 2", "ddp 4"),
+        ("fsdp2 2", "fsdp2 1", "fsdp2 4"),
+        ("fsdp2 2", "ddp 1", "fsdp2_whole 2"),
+        ("ddp 2", "fsdp2 2"),
+    ],
+    ids=" - ".join,
+)
+def test_resume_on_another_number_of_processes(run_processes, alone, tmp_path, sessions):
+    parts = ("ema", "memory", "attached")
     steps = samples_by_step([alone(*parts)])
-    assert samples_by_step(results) == {step: steps[step] for step in range(CUT, STEPS)}
+    cuts = [0, CUT, CUT_AGAIN][: len(sessions)]
+    for session, begin, end in zip(sessions, cuts, [*cuts[1:], None], strict=True):
+        strategy, world_size = session.split()
+        results = run_processes(fit, int(world_size), tmp_path, *parts, strategy=strategy, stop=end, resume=begin > 0)
+        assert samples_by_step(results) == {step: steps[step] for step in range(begin, end or STEPS)}
     for result in results:
         assert_same_end(result, alone(*parts))
+    assert len(list((tmp_path / "checkpoints").glob("*.shards"))) == (2 if "fsdp2" in sessions[-1] else 0)
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])

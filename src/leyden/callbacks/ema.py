@@ -7,6 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
+from leyden.core.sharding import local_shards
 from leyden.weights.ema import ema_decay, lerp_, power_ema_decay
 
 __all__ = ["EMA"]
@@ -113,7 +114,8 @@ class EMA(Callback):
             return
         self._step = step
         if step % self.every_n_steps == 0:
-            lerp_(self._average, self._on_average_device(self._current), 1.0 - self._decay(step))
+            current = local_shards(self._on_average_device(self._current))
+            lerp_(local_shards(self._average), current, 1.0 - self._decay(step))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the average in place of the weights."""

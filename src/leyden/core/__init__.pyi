@@ -28,5 +28,7 @@ from .random import normal as normal
 from .random import sample_keys as sample_keys
 from .random import uniform as uniform
 from .replace_file import replace_file as replace_file
+from .sharding import local_shards as local_shards
+from .sharding import shard_parameters as shard_parameters
 from .surgery import replace_modules as replace_modules
 from .taps import FeatureTaps as FeatureTaps

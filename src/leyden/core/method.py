@@ -20,6 +20,7 @@ from leyden.core.callback import MethodCallback
 from leyden.core.meter import NonFiniteLossError, TermMeter
 from leyden.core.network import Network, Outputs
 from leyden.core.param_groups import make_optimizer
+from leyden.core.sharding import shard_parameters
 from leyden.core.surgery import replace_module
 from leyden.core.taps import FeatureTaps
 
@@ -301,6 +302,16 @@ class Method(LightningModule, ABC):
 
     # ---- life of a fit
 
+    def configure_model(self) -> None:
+        """Shards the parameters where the strategy is Lightning's ``ModelParallelStrategy`` or of its kind.
+
+        Raises:
+            MisconfigurationException: the method makes its optimizer steps itself, or processes have other weights.
+        """
+        if self.device_mesh is not None:
+            blocks = getattr(self.trainer.strategy, "shard_blocks", True)
+            shard_parameters(self, self.device_mesh["data_parallel"], blocks=blocks)
+
     def on_fit_start(self) -> None:
         """Notes how optimizers and schedules look before a checkpoint changes them."""
         self._doors = None
@@ -405,8 +416,8 @@ class Method(LightningModule, ABC):
         )
 
 
-def _features_and_logits(network: Network, x: Tensor) -> tuple[Tensor, Tensor]:
-    features = network.features(x)
+def _features_and_logits(network: Network, x: Tensor, *args: Tensor) -> tuple[Tensor, Tensor]:
+    features = network.features(x, *args)
     return features, network.head(features)
 
 

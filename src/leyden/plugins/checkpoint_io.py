@@ -10,10 +10,12 @@ from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO
+from torch.distributed.device_mesh import DeviceMesh
 
 from leyden.core.replace_file import replace_file
+from leyden.plugins._sharded_checkpoint import is_index, read_sharded, remove_unnamed, shard_damage
 
-__all__ = ["AtomicCheckpointIO", "DamagedCheckpointError"]
+__all__ = ["AtomicCheckpointIO", "DamagedCheckpointError", "read_checkpoint"]
 
 
 class DamagedCheckpointError(OSError):
@@ -37,7 +39,7 @@ class AtomicCheckpointIO(CheckpointIO):
     """Writes checkpoints so that a kill leaves the one before, and reads them without running code from them.
 
     A file is written under a temporary name in the same folder, synchronised with the disk and renamed. It is always
-    read with ``weights_only=True``.
+    read with ``weights_only=True``. What `leyden.plugins.FSDP2Strategy` wrote in parts is read as a whole.
     """
 
     def save_checkpoint(
@@ -59,6 +61,7 @@ class AtomicCheckpointIO(CheckpointIO):
         try:
             with replace_file(path) as file:
                 torch.save(checkpoint, file)
+            remove_unnamed(Path(path).parent)
         except (OSError, RuntimeError) as error:
             # torch reports a failed write as a RuntimeError of its own, raised while the OSError was being handled
             cause = error if isinstance(error, OSError) else error.__context__
@@ -84,20 +87,43 @@ class AtomicCheckpointIO(CheckpointIO):
             DamagedCheckpointError: the file is cut off or altered.
             ValueError: the checkpoint holds other objects than tensors and plain values.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise FileNotFoundError(f"there is no checkpoint {path}")
-        return _load(path, map_location)
+        return read_checkpoint(path, map_location)
 
     def remove_checkpoint(self, path: str | os.PathLike[str]) -> None:
         """Removes a checkpoint, if it is there."""
-        Path(path).unlink(missing_ok=True)
+        path = Path(path)
+        path.unlink(missing_ok=True)
+        remove_unnamed(path.parent)
 
 
-def _load(path: Path, map_location: Any) -> dict[str, Any]:
-    if (reason := _damage(path)) is not None:
+def read_checkpoint(
+    path: str | os.PathLike[str], map_location: Any = "cpu", *, mesh: DeviceMesh | None = None
+) -> dict[str, Any]:
+    """Reads a checkpoint.
+
+    Args:
+        path: the file.
+        map_location: as in `torch.load`.
+        mesh: all its processes call this, and get their parts of what was written in parts; None reads it whole.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        DamagedCheckpointError: the file is cut off or altered.
+        ValueError: the checkpoint holds other objects than tensors and plain values.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise FileNotFoundError(
+            f"{path} is a folder, as Lightning's sharded strategies and DeepSpeed write them, and no checkpoint of "
+            "Leyden: name a file"
+        )
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint {path}")
+    if (reason := _damage(path, together=mesh is not None)) is not None:
         raise DamagedCheckpointError(path, reason)
     try:
+        if is_index(path):
+            return read_sharded(path, mesh)
         return torch.load(path, map_location=map_location, weights_only=True)
     except UnpicklingError as error:
         name = re.search(r"GLOBAL (\S+)", str(error))
@@ -109,8 +135,10 @@ def _load(path: Path, map_location: Any) -> dict[str, Any]:
         raise DamagedCheckpointError(path, _first_line(error)) from error
 
 
-def _damage(path: Path) -> str | None:
+def _damage(path: Path, *, together: bool = False) -> str | None:
     """What is wrong with an archive: torch does not look at the checksums that it writes."""
+    if is_index(path):
+        return shard_damage(path, together=together)
     try:
         with zipfile.ZipFile(path) as archive:
             bad = archive.testzip()

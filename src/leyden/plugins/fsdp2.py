@@ -1,0 +1,152 @@
+"""Fully sharded data parallel by `torch.distributed.fsdp.fully_shard` (FSDP2), on GPUs or CPUs."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.optim import Optimizer
+
+from leyden.plugins._sharded_checkpoint import write_sharded
+from leyden.plugins.checkpoint_io import read_checkpoint
+from leyden.plugins.lazy_checkpoint_io import LazyAsyncCheckpointIO
+
+__all__ = ["FSDP2Strategy"]
+
+
+class FSDP2Strategy(ModelParallelStrategy):
+    """Shards parameters, gradients, optimizer states and averages of weights over all processes.
+
+    The module is a `leyden.core.Method`, or shards itself in ``configure_model`` over
+    ``device_mesh["data_parallel"]``. A checkpoint is a small index file and a folder beside it, into which each process
+    writes its part. Any number of processes reads it with this strategy, or with any other and `AtomicCheckpointIO`;
+    this strategy reads the checkpoints of others.
+
+    Args:
+        shard_blocks: gather the weights of a network block after block; False gathers all for the time of a step,
+            which a method needs that reads weights outside of their layers.
+    """
+
+    def __init__(self, *, shard_blocks: bool = True) -> None:
+        super().__init__()
+        self.shard_blocks = shard_blocks
+
+    def setup_environment(self) -> None:
+        """Forms the process group and the mesh.
+
+        Raises:
+            MisconfigurationException: checkpoints are to be written by something else.
+        """
+        if isinstance(self.checkpoint_io, LazyAsyncCheckpointIO):
+            raise MisconfigurationException(
+                "LazyAsyncCheckpointIO writes checkpoints of one process, but with FSDP2Strategy each process writes "
+                "its part: take LazyAsyncCheckpointIO and LazyCheckpointing out"
+            )
+        self._setup_distributed()
+        self._device_mesh = init_device_mesh(
+            self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",)
+        )
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    # ---- buffers: those of the first process count, as in DDP
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Gives all processes the buffers of the first."""
+        self._share_buffers()
+
+    def on_validation_start(self) -> None:
+        """Gives all processes the buffers of the first."""
+        self._share_buffers()
+
+    def on_test_start(self) -> None:
+        """Gives all processes the buffers of the first."""
+        self._share_buffers()
+
+    def on_predict_start(self) -> None:
+        """Gives all processes the buffers of the first."""
+        self._share_buffers()
+
+    def _share_buffers(self) -> None:
+        assert self.model is not None
+        buffers = [buffer for buffer in self.model.buffers() if buffer.numel()]
+        if buffers:
+            group = self.device_mesh.get_group()
+            dist._broadcast_coalesced(group, buffers, 2**28, 0)  # what DDP calls
+
+    # ---- checkpoints: those of one process, in which tensors are shards
+
+    @property
+    def restore_checkpoint_after_setup(self) -> bool:
+        """False: ``configure_model`` has sharded the module before."""
+        return False
+
+    @property
+    def lightning_restore_optimizer(self) -> bool:
+        """True, with the other states of training."""
+        return True
+
+    load_model_state_dict = Strategy.load_model_state_dict
+    lightning_module_state_dict = Strategy.lightning_module_state_dict
+    optimizer_state = Strategy.optimizer_state
+
+    def load_optimizer_state_dict(self, checkpoint: Mapping[str, Any]) -> None:
+        """Restores the optimizers."""
+        for optimizer, state in zip(self.optimizers, checkpoint["optimizer_states"], strict=True):
+            optimizer.load_state_dict(_shard_states(state, optimizer))
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], filepath: str | os.PathLike[str], storage_options: Any = None
+    ) -> None:
+        """Writes this process's part; called by all.
+
+        Raises:
+            OSError: a process could not write; what was there before is left.
+            TypeError: there are ``storage_options``.
+        """
+        if storage_options is not None:
+            raise TypeError(f"storage_options must be None: FSDP2Strategy has none, got {storage_options!r}")
+        write_sharded(checkpoint, Path(self.broadcast(filepath)))
+
+    def load_checkpoint(
+        self, checkpoint_path: str | os.PathLike[str], weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """Reads this process's part; called by all. See `read_checkpoint`."""
+        checkpoint = read_checkpoint(checkpoint_path, mesh=self.device_mesh)
+        assert self.lightning_module is not None
+        parameters = dict(self.lightning_module.named_parameters())
+        for name in ("state_dict", "current_model_state"):
+            if name in checkpoint:
+                checkpoint[name] = {key: _like(value, parameters.get(key)) for key, value in checkpoint[name].items()}
+        return checkpoint
+
+
+def _shard_states(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
+    """Shards what was saved by one process as the parameters are."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    numbers = [number for group in state["param_groups"] for number in group["params"]]
+    shapes = dict(zip(numbers, parameters, strict=False))
+    return {
+        "param_groups": state["param_groups"],
+        "state": {
+            number: {key: _like(value, shapes[number]) for key, value in values.items()}
+            for number, values in state["state"].items()
+        },
+    }
+
+
+def _like(value: Any, parameter: Tensor | None) -> Any:
+    """A whole tensor, sharded as a parameter of the same shape is."""
+    is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
+    if not is_whole or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+        return value
+    # every process has it: none sends
+    return distribute_tensor(
+        value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+    )
