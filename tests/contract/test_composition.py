@@ -3,7 +3,7 @@ are accumulated over two micro-batches, and bf16.
 
 In each composition every callback has its effect (without it the weights are others), and a fit that is cut within the
 second epoch and resumed ends in the same bits. Pairs that exclude each other by their maths say so before the first
-step, and stand in the docs.
+step, and stand in the docs. With sharded parameters every callback does what it does with whole ones.
 """
 
 import itertools
@@ -28,7 +28,7 @@ from leyden.core import Batch, Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise
 from leyden.methods import Classification
 from leyden.models import TransformerBlock
-from leyden.plugins import LazyAsyncCheckpointIO
+from leyden.plugins import AtomicCheckpointIO, FSDP2Strategy, LazyAsyncCheckpointIO, read_checkpoint
 
 DOCS = Path(leyden.__file__).parents[2] / "docs" / "how-to" / "composing-methods.md"
 
@@ -129,6 +129,16 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("DynamicSparsity", "ProgressiveNM"): "would both choose which weights of block.attention.q_proj are kept",
 }
 
+# callbacks that cannot do with sharded parameters, and what they say
+NEED_WHOLE_PARAMETERS = {
+    "DPSGD": "DPSGD needs whole parameters",
+    "GradientDropout": "GradientDropout differentiates by whole parameters",
+    "GradientNormPenalty": "GradientNormPenalty differentiates by whole parameters",
+    "IGNITE": "IGNITE differentiates by whole parameters",
+    "LazyCheckpointing": "LazyAsyncCheckpointIO writes checkpoints of one process",
+    "SophiaHessian": "SophiaHessian differentiates whole parameters",
+}
+
 
 def families() -> dict[str, list[str]]:
     """The callbacks of the catalog's papers, by family."""
@@ -198,7 +208,9 @@ class CutBefore(Callback):
             raise Cut
 
 
-def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume: bool = False) -> dict[str, Tensor]:
+def fit(
+    names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume: bool = False, **options: Any
+) -> dict[str, Tensor]:
     """Two epochs of four steps of two micro-batches of four; returns what the last checkpoint has of the module."""
     torch.manual_seed(0)
     names += tuple({other for name in names if (other := USES[name].beside)} - {*names})
@@ -214,7 +226,6 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
     trainer = Trainer(
         max_epochs=2,
         accumulate_grad_batches=2,
-        precision="bf16-mixed",
         accelerator="cpu",
         callbacks=[
             ExactResume(),
@@ -224,7 +235,7 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
             *([CutBefore(cut)] if cut is not None else []),
             last,
         ],
-        plugins=[plugin() for name in names if (plugin := USES[name].plugin)],
+        plugins=[plugin() for name in names if (plugin := USES[name].plugin)] or [AtomicCheckpointIO()],
         default_root_dir=folder,
         logger=False,
         log_every_n_steps=1,
@@ -233,11 +244,12 @@ def fit(names: tuple[str, ...], folder: Path, *, cut: int | None = None, resume:
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
+        **{"precision": "bf16-mixed"} | options,
     )
     method = Classification(network, optimizer=optimizer)
     data = Digits(num_train=32, batch_size=8, eval_batch_size=16, seed=0)
     trainer.fit(method, data, ckpt_path=last_checkpoint(folder) if resume else None)
-    checkpoint = torch.load(last_checkpoint(folder), weights_only=True)
+    checkpoint = read_checkpoint(last_checkpoint(folder))
     assert checkpoint["global_step"] == 8
     return checkpoint["current_model_state"]
 
@@ -294,3 +306,35 @@ def test_exclusive_pairs_say_so_and_are_documented(pair, tmp_path):
     assert "\n" not in str(caught.value)
     assert not list(tmp_path.rglob("*.ckpt"))
     assert "`, `".join(pair) in DOCS.read_text()
+
+
+def fit_sharded(name: str, folder: Path) -> tuple[dict[str, Tensor], ...] | str:
+    """Weights at the end of a fit on two processes: with DDP, with sharded parameters, and with a cut and a resume."""
+    options: dict[str, Any] = {"devices": 2, "precision": "32-true"}
+    try:
+        sharded = fit((name,), folder / "sharded", strategy=FSDP2Strategy(), **options)
+    except MisconfigurationException as error:
+        return str(error)
+    whole = fit((name,), folder / "whole", strategy="ddp_find_unused_parameters_true", **options)
+    with pytest.raises(Cut):
+        fit((name,), folder / "resumed", cut=5, strategy=FSDP2Strategy(), **options)
+    return whole, sharded, fit((name,), folder / "resumed", resume=True, strategy=FSDP2Strategy(), **options)
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("name", USES)
+def test_sharded_parameters_end_as_whole_ones(name, run_processes, tmp_path):
+    for ends in run_processes(fit_sharded, 2, name, tmp_path):
+        if name in NEED_WHOLE_PARAMETERS:
+            assert NEED_WHOLE_PARAMETERS[name] in ends
+            continue
+        whole, sharded, resumed = ends
+        assert sharded.keys() == whole.keys() == resumed.keys()
+        assert all(torch.equal(resumed[key], tensor) for key, tensor in sharded.items())
+        # batch norm takes the bias out again: its gradient is rounding, which Adam divides by
+        for key in ("network.stem.0.bias", "network.stem.1.running_mean"):
+            whole.pop(key, None)
+        for key, tensor in whole.items():
+            torch.testing.assert_close(
+                sharded[key], tensor, rtol=0, atol=2e-6, msg=lambda text, key=key: f"{key}: {text}"
+            )

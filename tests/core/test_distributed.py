@@ -11,8 +11,12 @@ from leyden.core import (
     all_gather_rows_with_grad,
     all_reduce_mean,
     all_reduce_sum,
+    copy_from_first_,
     gradients_per_term,
+    local_shards,
     rank,
+    shard_like,
+    whole,
     world_size,
 )
 
@@ -71,3 +75,37 @@ def test_two_processes(run_processes):
         assert found["rows with gradient"] == ([2.0, 4.0, 6.0, 12.0], 2 * 2 * 2 * [5, 45][number])
         # (1 * 1 + 3 * 2) / 4 and 4
         assert found["means"] == found["resumed"] == {"loss": 5.75, "a": 1.75, "b": 4.0}
+
+
+def shared_between_two() -> dict:
+    from torch.distributed.tensor import Shard, distribute_tensor, init_device_mesh
+
+    rows = torch.arange(6.0).view(3, 2)
+    shards = distribute_tensor(rows, init_device_mesh("cpu", (2,)), [Shard(0)])
+    again = shard_like(10.0 * rows, shards)
+    here, empty = torch.tensor([1.0 + rank()]), torch.zeros(0)
+    copy_from_first_([here, empty])
+    return {
+        "local": local_shards([shards, here])[0].tolist(),
+        "whole": whole(shards).tolist(),
+        "again": (again.placements == shards.placements, again.to_local().tolist()),
+        "twice": shard_like(again, shards) is again,
+        "here": here.tolist(),
+    }
+
+
+def test_what_two_processes_share(run_processes):
+    rows = [[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]]
+    for number, found in enumerate(run_processes(shared_between_two, 2)):
+        assert found["local"] == [rows[:2], rows[2:]][number]
+        assert found["whole"] == rows
+        assert found["again"] == (True, [[[0.0, 10.0], [20.0, 30.0]], [[40.0, 50.0]]][number])
+        assert found["twice"]
+        assert found["here"] == [1.0]
+
+
+def test_alone_a_tensor_is_whole():
+    tensor = torch.ones(2)
+    assert whole(tensor) is shard_like(tensor, torch.zeros(2)) is local_shards([tensor])[0] is tensor
+    copy_from_first_([tensor])
+    assert tensor.tolist() == [1.0, 1.0]

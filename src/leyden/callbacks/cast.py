@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 
 from leyden.callbacks._prunes_at_end import PrunesAtEnd
 from leyden.core import Batch, Method, Outputs, Terms
+from leyden.core.distributed import shard_like, whole
 from leyden.nn import GroupScale, prunable_layers, stored_weight
 from leyden.optim import AdamS
 from leyden.weights import nm_mask
@@ -117,4 +118,4 @@ class CAST(PrunesAtEnd):
         """Sets the weights outside of the mask to zero."""
         for layer in self._layers.values():
             weight = stored_weight(layer).data
-            weight.mul_(nm_mask(weight, self.n, self.m))
+            weight.mul_(shard_like(nm_mask(whole(weight), self.n, self.m), weight))

@@ -2,6 +2,7 @@
 Fine-tuning for Sparse LLMs", 2023, arXiv 2310.08915)."""
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
@@ -13,7 +14,7 @@ from torch.nn import functional
 
 from leyden.callbacks._prunes_at_end import PrunesAtEnd
 from leyden.core import Method
-from leyden.core.distributed import all_reduce_sum, rank, world_size
+from leyden.core.distributed import all_reduce_sum, rank, shard_like, whole, world_size
 from leyden.data import DataModule
 from leyden.data.loader import EvalLoader
 from leyden.nn import prunable_layers, stored_weight
@@ -88,9 +89,9 @@ class DSnoT(PrunesAtEnd):
         method.eval()
         batches = self._batches(method)
         for layer in self._layers(method.network):
-            statistics = _measure(trainer, method, layer, batches)
+            statistics = method.with_whole_parameters(partial(_measure, trainer, method, layer, batches))
             stored = stored_weight(layer).data
-            weight = _rows(stored)
+            weight = _rows(whole(stored))
             ranked = statistics["input_sq"] if self.init == "wanda" else torch.ones_like(statistics["input_sq"])
             keep = wanda_mask(weight, ranked, self.sparsity)
             knobs: dict[str, Any] = {
@@ -99,7 +100,7 @@ class DSnoT(PrunesAtEnd):
                 "pattern": self._pattern,
             }
             keep = dsnot_mask(weight, keep, **statistics, **knobs)
-            stored.mul_(keep.view(_rows_shape(stored)).movedim(-1, 1))
+            stored.mul_(shard_like(keep.view(_rows_shape(stored)).movedim(-1, 1), stored))
         method.train(training)
 
     def _layers(self, network: nn.Module) -> list[nn.Module]:

@@ -10,11 +10,12 @@ from typing import Any, Literal
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from leyden.callbacks._masks import register_masks
 from leyden.core import Method, MethodCallback, sample_keys, uniform
+from leyden.core.distributed import shard_like, whole
 from leyden.nn import FixedMask, SparseDopedLinear, prunable_layers, stored_weight
 
 __all__ = ["DynamicSparsity"]
@@ -65,7 +66,7 @@ class DynamicSparsity(MethodCallback):
         self.fraction = fraction
         self.end = end
         self.skip = tuple(skip)
-        self._masked: list[tuple[Tensor, FixedMask]] = []  # stored weights and their masks
+        self._masked: list[tuple[nn.Module, FixedMask]] = []
         self._last_change = 0
 
     def build(self, method: Method) -> None:
@@ -81,9 +82,9 @@ class DynamicSparsity(MethodCallback):
         layers = {name: layer for name, layer in found.items() if id(layer) not in dense}
         masks = {name: FixedMask(_random_mask(stored_weight(layer), self.sparsity)) for name, layer in layers.items()}
         register_masks(layers, masks)
-        self._masked = [(stored_weight(layer), masks[name]) for name, layer in layers.items()]
-        for weight, part in self._masked:
-            weight.data.mul_(part.mask)
+        self._masked = [(layer, masks[name]) for name, layer in layers.items()]
+        for layer, part in self._masked:
+            stored_weight(layer).data.mul_(part.mask)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes until which step masks change.
@@ -105,23 +106,25 @@ class DynamicSparsity(MethodCallback):
         step = trainer.global_step
         if 0 < step < self._last_change and step % self.interval == 0:
             fraction = self.fraction * 0.5 * (1.0 + math.cos(math.pi * step / self._last_change))
-            for number, (weight, part) in enumerate(self._masked):
+            for number, (layer, part) in enumerate(self._masked):
+                weight = stored_weight(layer)
                 if weight.grad is not None:
                     part.mask.copy_(self._changed(weight, part.mask, fraction, step, number, _seed(pl_module)))
-                    _clear(weight, part.mask, optimizer)
-        for weight, part in self._masked:
+                    _clear(weight, shard_like(part.mask, weight), optimizer)
+        for layer, part in self._masked:
+            weight = stored_weight(layer)
             if weight.grad is not None:
-                weight.grad.mul_(part.mask)
+                weight.grad.mul_(shard_like(part.mask, weight))
 
     @torch.no_grad()
     def _changed(self, weight: Any, mask: Tensor, fraction: float, step: int, number: int, seed: int) -> Tensor:
         num_active = _num_active(weight, self.sparsity)
         num_kept = num_active - int(fraction * num_active)
-        magnitude = weight.abs().masked_fill(~mask, -1.0).flatten()
+        magnitude = whole(weight).abs().masked_fill(~mask, -1.0).flatten()
         kept = torch.zeros_like(mask).flatten()
         kept[magnitude.argsort(descending=True, stable=True)[:num_kept]] = True
         if self.update == "rigl":
-            score = weight.grad.abs().flatten()
+            score = whole(weight.grad).abs().flatten()
         else:
             keys = sample_keys(seed, step, torch.tensor([number], device=weight.device))
             score = uniform(keys, weight.numel(), stream=5)[0]

@@ -7,7 +7,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from leyden.core.sharding import local_shards
+from leyden.core.distributed import local_shards
 from leyden.weights.ema import ema_decay, lerp_, power_ema_decay
 
 __all__ = ["EMA"]

@@ -92,7 +92,8 @@ class MiniBatchAwareRegularization(MethodCallback):
                 "train them, or name others in embeddings"
             )
         if not self.counts:
-            self.counts = self._count(trainer, cast(Method, pl_module))
+            method = cast(Method, pl_module)
+            self.counts = method.with_whole_parameters(lambda: self._count(trainer, method))
         self.counts = {name: counts.to(pl_module.device) for name, counts in self.counts.items()}
 
     def transform_batch(self, method: Method, batch: Batch) -> Batch:

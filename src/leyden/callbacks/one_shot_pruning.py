@@ -8,6 +8,7 @@ from torch import nn
 
 from leyden.callbacks._prunes_at_end import PrunesAtEnd
 from leyden.core import Method
+from leyden.core.distributed import shard_like, whole
 from leyden.nn import prunable_layers, stored_weight
 from leyden.weights import magnitude_prune, nm_prune
 
@@ -50,13 +51,14 @@ class OneShotPruning(PrunesAtEnd):
 
     def prune(self, trainer: Trainer, method: Method) -> None:
         """Prunes."""
-        weights = {name: stored_weight(layer).data for name, layer in self._layers(method).items()}
+        stored = {name: stored_weight(layer).data for name, layer in self._layers(method).items()}
+        weights = {name: whole(weight) for name, weight in stored.items()}
         if isinstance(self.sparsity, float | int):
             pruned = magnitude_prune(weights, self.sparsity, scope=self.scope)
         else:
             pruned = nm_prune(weights, *self.sparsity)
-        for name, weight in weights.items():
-            weight.copy_(pruned[name])
+        for name, weight in stored.items():
+            weight.copy_(shard_like(pruned[name], weight))
 
     def _layers(self, method: Method) -> dict[str, nn.Module]:
         m = 1 if isinstance(self.sparsity, float | int) else self.sparsity[1]

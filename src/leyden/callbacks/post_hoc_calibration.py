@@ -104,18 +104,9 @@ class PostHocCalibration(MethodCallback):
         vars(pl_module).pop("compute", None)
 
     def _start(self, method: Method) -> None:
-        data = cast(DataModule, method.datamodule)
-        dataset: Any = data.dataset("val")
-        precision = method.trainer.precision_plugin
-        parts = []
-        for batch in EvalLoader(dataset, eval_batches(len(dataset), data.eval_batch_size)):  # all, in each process
-            batch = {key: value.to(method.device) for key, value in precision.convert_input(batch).items()}
-            with precision.forward_context():
-                logits = _wide(method.compute(batch).logits)
-                parts.append((logits, self._features(method, batch, logits), batch["target"]))
-        logits, features, target = (torch.cat(column) for column in zip(*parts, strict=True))
+        logits, features, target = method.with_whole_parameters(lambda: self._validation_outputs(method))
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
-            torch.manual_seed(data.seed)
+            torch.manual_seed(cast(DataModule, method.datamodule).seed)
             self.calibrator = self._fit(logits.clone(), features.clone(), target.clone())
         compute = method.compute
 
@@ -126,6 +117,20 @@ class PostHocCalibration(MethodCallback):
             return replace(outputs, logits=self.calibrator(logits, self._features(method, batch, logits)))
 
         method.compute = calibrated  # type: ignore[method-assign]
+
+    def _validation_outputs(self, method: Method) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits, features and targets of all validation samples, in each process."""
+        data = cast(DataModule, method.datamodule)
+        dataset: Any = data.dataset("val")
+        precision = method.trainer.precision_plugin
+        parts = []
+        for batch in EvalLoader(dataset, eval_batches(len(dataset), data.eval_batch_size)):
+            batch = {key: value.to(method.device) for key, value in precision.convert_input(batch).items()}
+            with precision.forward_context():
+                logits = _wide(method.compute(batch).logits)
+                parts.append((logits, self._features(method, batch, logits), batch["target"]))
+        logits, features, target = (torch.cat(column) for column in zip(*parts, strict=True))
+        return logits, features, target
 
     def _features(self, method: Method, batch: Batch, logits: Tensor) -> Tensor:
         seed = cast(DataModule, method.datamodule).seed

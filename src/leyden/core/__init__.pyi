@@ -7,7 +7,11 @@ from .distributed import all_gather_rows as all_gather_rows
 from .distributed import all_gather_rows_with_grad as all_gather_rows_with_grad
 from .distributed import all_reduce_mean as all_reduce_mean
 from .distributed import all_reduce_sum as all_reduce_sum
+from .distributed import copy_from_first_ as copy_from_first_
+from .distributed import local_shards as local_shards
 from .distributed import rank as rank
+from .distributed import shard_like as shard_like
+from .distributed import whole as whole
 from .distributed import world_size as world_size
 from .gradients import accumulate_gradients as accumulate_gradients
 from .gradients import gradients_per_term as gradients_per_term
@@ -28,7 +32,6 @@ from .random import normal as normal
 from .random import sample_keys as sample_keys
 from .random import uniform as uniform
 from .replace_file import replace_file as replace_file
-from .sharding import local_shards as local_shards
 from .sharding import shard_parameters as shard_parameters
 from .surgery import replace_modules as replace_modules
 from .taps import FeatureTaps as FeatureTaps

@@ -1,4 +1,4 @@
-"""Sums and rows over all processes; without process group each function returns its input."""
+"""Sums and rows over all processes, and tensors that they share; without process group functions return their input."""
 
 import torch
 import torch.distributed as dist
@@ -9,7 +9,11 @@ __all__ = [
     "all_gather_rows_with_grad",
     "all_reduce_mean",
     "all_reduce_sum",
+    "copy_from_first_",
+    "local_shards",
     "rank",
+    "shard_like",
+    "whole",
     "world_size",
 ]
 
@@ -72,3 +76,31 @@ def all_gather_rows_with_grad(tensor: Tensor) -> Tensor:
     start, rows = rank() * len(tensor), all_gather_rows(tensor)
     own = tensor.detach() + world_size() * (tensor - tensor.detach())
     return torch.cat([rows[:start], own, rows[start + len(tensor) :]])
+
+
+def copy_from_first_(tensors: list[Tensor]) -> None:
+    """Gives all processes what the first has in these tensors, in place."""
+    tensors = [tensor.detach() for tensor in tensors if tensor.numel()]
+    if tensors and world_size() > 1:
+        assert dist.group.WORLD is not None
+        dist._broadcast_coalesced(dist.group.WORLD, tensors, 2**28, 0)  # as DDP does with buffers
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """A sharded parameter, or another `DTensor`, put together; to be called by all processes."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
+    """What `whole` returned, or something of its shape that all processes have, sharded as ``like`` is."""
+    if not hasattr(like, "full_tensor") or hasattr(tensor, "full_tensor"):
+        return tensor
+    from torch.distributed.tensor import distribute_tensor
+
+    tensor = tensor.to(like.device)
+    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # none sends
+
+
+def local_shards(tensors: list[Tensor]) -> list[Tensor]:
+    """The parts of tensors that this process has, for work element by element: as fast as on plain tensors."""
+    return [tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors]

@@ -3,7 +3,7 @@
 import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule
@@ -28,6 +28,7 @@ __all__ = ["Method", "OptimizerCallable", "SchedulerCallable"]
 
 OptimizerCallable = Callable[[Iterable], Optimizer]
 SchedulerCallable = Callable[[Optimizer], LRScheduler]
+T = TypeVar("T")
 
 
 class Method(LightningModule, ABC):
@@ -311,6 +312,10 @@ class Method(LightningModule, ABC):
         if self.device_mesh is not None:
             blocks = getattr(self.trainer.strategy, "shard_blocks", True)
             shard_parameters(self, self.device_mesh["data_parallel"], blocks=blocks)
+
+    def with_whole_parameters(self, function: Callable[[], T]) -> T:
+        """Runs a function that runs the network outside of a step; what it writes into sharded parameters is lost."""
+        return function()
 
     def on_fit_start(self) -> None:
         """Notes how optimizers and schedules look before a checkpoint changes them."""

@@ -2,22 +2,24 @@
 
 from collections import Counter
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor
 
-__all__ = ["local_shards", "shard_parameters"]
+if TYPE_CHECKING:
+    from leyden.core.method import Method
 
-STEPS = ("training_step", "validation_step", "test_step", "predict_step")
+__all__ = ["shard_parameters"]
+
+STEPS = ("training_step", "validation_step", "test_step", "predict_step", "with_whole_parameters")
 
 
-def shard_parameters(module: LightningModule, mesh: DeviceMesh, *, blocks: bool = True) -> None:
+def shard_parameters(module: "Method", mesh: DeviceMesh, *, blocks: bool = True) -> None:
     """Leaves each process its rows of every parameter; outside of the module's steps they are `DTensor`.
 
     Within a step they are plain and whole: those of a block while it runs, all others from its begin to its end.
@@ -45,11 +47,6 @@ def shard_parameters(module: LightningModule, mesh: DeviceMesh, *, blocks: bool 
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
     for name in STEPS:
         register_fsdp_forward_method(module, name)
-
-
-def local_shards(tensors: list[Tensor]) -> list[Tensor]:
-    """The parts of tensors that this process has, for work element by element: as fast as on plain tensors."""
-    return [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
 
 
 @torch.no_grad()

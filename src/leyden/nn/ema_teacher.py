@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from leyden.core.distributed import copy_from_first_, whole
 from leyden.weights.ema import lerp_
 
 __all__ = ["EMATeacher"]
@@ -51,6 +52,7 @@ class EMATeacher(nn.Module):
             step: optimizer steps done.
         """
         decay = self.decay(step) if callable(self.decay) else self.decay
-        lerp_(list(self.module.parameters()), list(network.parameters()), 1.0 - decay)
+        lerp_(list(self.module.parameters()), [whole(p) for p in network.parameters()], 1.0 - decay)
         for average, current in zip(self.module.buffers(), network.buffers(), strict=True):
             average.copy_(current)
+        copy_from_first_(list(self.module.buffers()))

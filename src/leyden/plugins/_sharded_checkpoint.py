@@ -15,9 +15,6 @@ from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint.api import CheckpointException
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 from torch.distributed.tensor import empty as empty_shards
@@ -77,12 +74,14 @@ def read_sharded(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
     Returns:
         What `write_sharded` was given.
     """
+    from torch.distributed.checkpoint import FileSystemReader, load  # slow to import
+
     folder = _folder(path)
     rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
-    reader = dcp.FileSystemReader(folder)
+    reader = FileSystemReader(folder)
     tensors: dict[str, Any] = {}
-    for key, entry in reader.read_metadata().state_dict_metadata.items():
-        assert isinstance(entry, TensorStorageMetadata)
+    entries: dict[str, Any] = reader.read_metadata().state_dict_metadata
+    for key, entry in entries.items():
         if mesh is None:
             tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
         else:
@@ -91,7 +90,7 @@ def read_sharded(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
             )
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", ".*assuming the intent is to load in a single process")
-        dcp.load(tensors, storage_reader=reader, no_dist=True)  # each process reads its part by itself
+        load(tensors, storage_reader=reader, no_dist=True)  # each process reads its part by itself
     return _put_in(rest, tensors)
 
 
@@ -152,8 +151,10 @@ def _put_in(value: Any, tensors: dict[str, Any]) -> Any:
 
 
 def _save_shards(sharded: dict[str, Any], folder: Path) -> None:
+    from torch.distributed.checkpoint import CheckpointException, FileSystemWriter, save  # slow to import
+
     try:
-        dcp.save(sharded, storage_writer=dcp.FileSystemWriter(folder))
+        save(sharded, storage_writer=FileSystemWriter(folder))
     except CheckpointException as error:  # of all processes
         raise _cause(next(iter(error.failures.values()))[0]) from error
 

@@ -5,14 +5,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.optim import Optimizer
 
+from leyden.core.distributed import copy_from_first_, shard_like
 from leyden.plugins._sharded_checkpoint import write_sharded
 from leyden.plugins.checkpoint_io import read_checkpoint
 from leyden.plugins.lazy_checkpoint_io import LazyAsyncCheckpointIO
@@ -75,10 +74,7 @@ class FSDP2Strategy(ModelParallelStrategy):
 
     def _share_buffers(self) -> None:
         assert self.model is not None
-        buffers = [buffer for buffer in self.model.buffers() if buffer.numel()]
-        if buffers:
-            group = self.device_mesh.get_group()
-            dist._broadcast_coalesced(group, buffers, 2**28, 0)  # what DDP calls
+        copy_from_first_(list(self.model.buffers()))
 
     # ---- checkpoints: those of one process, in which tensors are shards
 
@@ -123,30 +119,24 @@ class FSDP2Strategy(ModelParallelStrategy):
         parameters = dict(self.lightning_module.named_parameters())
         for name in ("state_dict", "current_model_state"):
             if name in checkpoint:
-                checkpoint[name] = {key: _like(value, parameters.get(key)) for key, value in checkpoint[name].items()}
+                state = checkpoint[name]
+                checkpoint[name] = {key: shard_like(value, parameters.get(key, value)) for key, value in state.items()}
         return checkpoint
 
 
 def _shard_states(state: dict[str, Any], optimizer: Optimizer) -> dict[str, Any]:
-    """Shards what was saved by one process as the parameters are."""
+    """Shards the states of parameters that were saved whole."""
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     numbers = [number for group in state["param_groups"] for number in group["params"]]
-    shapes = dict(zip(numbers, parameters, strict=False))
-    return {
-        "param_groups": state["param_groups"],
+    named = dict(zip(numbers, parameters, strict=False))
+
+    def shard(value: Any, parameter: Tensor) -> Any:
+        is_alike = isinstance(value, Tensor) and value.shape == parameter.shape
+        return shard_like(value, parameter) if is_alike else value
+
+    return state | {
         "state": {
-            number: {key: _like(value, shapes[number]) for key, value in values.items()}
+            number: {key: shard(value, named[number]) for key, value in values.items()}
             for number, values in state["state"].items()
-        },
+        }
     }
-
-
-def _like(value: Any, parameter: Tensor | None) -> Any:
-    """A whole tensor, sharded as a parameter of the same shape is."""
-    is_whole = isinstance(value, Tensor) and not isinstance(value, DTensor)
-    if not is_whole or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
-        return value
-    # every process has it: none sends
-    return distribute_tensor(
-        value.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
-    )
