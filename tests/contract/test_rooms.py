@@ -31,7 +31,7 @@ import leyden
 from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise
 from leyden.methods import Classification
-from leyden.models import GPT, MLP, ConvNet, StackedAutoencoder, ViT
+from leyden.models import GPT, MLP, ConvNet, SelfTuningMLP, StackedAutoencoder, ViT
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
 
@@ -96,6 +96,7 @@ NETWORKS = {
     "DEPICT": lambda: StackedAutoencoder(3 * 8 * 8, 10),
     "DPSGD": lambda: MLP(64, 10, (8,)),
     "LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2),
+    "SelfTuning": lambda: SelfTuningMLP(3 * 8 * 8, 10, (8,)),
     "NoiseFiT": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=3, num_heads=2),
     "MiniBatchAwareRegularization": Greys,
 }

@@ -48,6 +48,7 @@ from .minibatch_aware_l2 import minibatch_aware_l2 as minibatch_aware_l2
 from .noisefit import NoiseFiTLoss as NoiseFiTLoss
 from .noisefit import noisefit_loss as noisefit_loss
 from .noisefit import noisefit_penalty as noisefit_penalty
+from .perturbation_entropy import perturbation_entropy as perturbation_entropy
 from .proximal_matching import ProximalMatching as ProximalMatching
 from .proximal_matching import proximal_matching_gamma as proximal_matching_gamma
 from .proximal_matching import proximal_matching_loss as proximal_matching_loss

@@ -6,8 +6,6 @@ The gradient takes the attacked input as fixed, which is exact at the maximum of
 second paper also differentiates the attack, by an implicit term for a ball with a logarithmic barrier: left out here.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +18,7 @@ from leyden.core.batch import Batch, Terms, require_keys
 from leyden.core.network import Network, Outputs
 from leyden.core.random import sample_keys, uniform
 from leyden.inference.pgd import check_pgd, pgd
+from leyden.methods._evaluating import evaluating
 from leyden.methods.classification import Classification
 from leyden.metrics.worst_class import WorstClassAccuracy
 
@@ -95,7 +94,7 @@ class AdversarialTraining(Classification):
             batch: the batch; only ``input`` moves.
             start: where the attack starts, ``[N, ...]``; at the inputs if None.
         """
-        with _evaluating(self.network), torch.inference_mode(False):
+        with evaluating(self.network), torch.inference_mode(False):
             batch = {key: value.clone() for key, value in batch.items()}  # those of an evaluation know no gradients
 
             def score(x: Tensor) -> Tensor:
@@ -131,15 +130,3 @@ class AdversarialTraining(Classification):
         attacked = self.compute(batch | {"input": self.attack(batch)}).logits.argmax(-1)
         metrics["robust_accuracy"].update(attacked, target)
         metrics["worst_class_robust_accuracy"].update(attacked, target)
-
-
-@contextmanager
-def _evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode, and every part of it back into its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training

@@ -10,6 +10,7 @@ from .nested_dropout import NestedDropoutNetwork as NestedDropoutNetwork
 from .patch_net import PatchNet as PatchNet
 from .pretrained import pretrained as pretrained
 from .resnet import ResNet as ResNet
+from .self_tuning_mlp import SelfTuningMLP as SelfTuningMLP
 from .stacked_autoencoder import StackedAutoencoder as StackedAutoencoder
 from .stream_mlp import StreamMLP as StreamMLP
 from .transformer import KeyValueCache as KeyValueCache

@@ -43,6 +43,12 @@ from .qk_norm_attention import qk_norm_attention as qk_norm_attention
 from .running_norm import RewardScale as RewardScale
 from .running_norm import RunningNorm as RunningNorm
 from .running_stats import frozen_running_stats as frozen_running_stats
+from .self_tuning import HyperConv2d as HyperConv2d
+from .self_tuning import HyperLinear as HyperLinear
+from .self_tuning import Hyperparameters as Hyperparameters
+from .self_tuning import per_example_dropout as per_example_dropout
+from .self_tuning import stretched_logit as stretched_logit
+from .self_tuning import stretched_sigmoid as stretched_sigmoid
 from .semi_structured import to_semi_structured as to_semi_structured
 from .sigma_reparam import SigmaReparam as SigmaReparam
 from .sigma_reparam import apply_sigma_reparam as apply_sigma_reparam
