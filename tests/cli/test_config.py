@@ -185,6 +185,14 @@ def test_options_reach_items_of_lists(merged):
     }
 
 
+def test_a_strategy_is_a_class_or_one_of_lightnings_names(merged):
+    tree = merged("trainer: {strategy: {class_path: my.Strategy, init_args: {a: 1}}}")
+    set_option(tree, "trainer.strategy", "ddp")
+    assert tree["trainer"]["strategy"] == "ddp"
+    set_option(tree, "trainer.strategy", "other.Strategy")
+    assert plain(tree["trainer"]["strategy"]) == {"class_path": "other.Strategy"}
+
+
 def test_a_class_given_by_an_option_replaces_the_one_before(merged):
     tree = merged()
     set_option(tree, "model.network", "pkg.Small")

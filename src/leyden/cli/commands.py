@@ -191,6 +191,9 @@ def load_tree(command: str, arguments: Arguments) -> tuple[Section, list[Path]]:
         ConfigError: a file or option is wrong.
     """
     files = [find_config(name) for name in arguments.config]
+    strategies = [path.stem for path in files if path.resolve().parent == config_folder().resolve() / "strategy"]
+    if len({*strategies}) > 1:
+        raise ConfigError(f"a run has one strategy, got -c strategy/{' and -c strategy/'.join(strategies)}")
     checkpoint = dict(arguments.options).get("ckpt_path")
     if arguments.resume is not None:
         files.insert(0, _run_to_resume(arguments.resume).config)

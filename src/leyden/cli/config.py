@@ -189,8 +189,10 @@ def set_option(tree: Section, key: str, text: str) -> None:
         _change_item(node, last, value, COMMAND_LINE, path)
         return
     node = _argument_section(node, last)
-    is_class = isinstance(value, str) and ("." in value or key != "trainer.strategy")  # which has short names too
-    if is_class and isinstance(node.get(last), Section) and "class_path" in node[last]:
+    is_class = isinstance(node.get(last), Section) and "class_path" in node[last]
+    if key == "trainer.strategy" and isinstance(value, str):
+        is_class = "." in value  # others are Lightning's short names
+    if is_class and isinstance(value, str):
         value = _class_section(value, COMMAND_LINE)  # another class in the place of this one
     change = Section()
     change.put(last, value, COMMAND_LINE)

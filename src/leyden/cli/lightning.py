@@ -25,6 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from leyden.callbacks.run_record import RunRecord
 from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
+from leyden.cli.launch import check_environment, check_same_config
 from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
 from leyden.cli.wandb_runs import finish_wandb, is_wandb, named_by_class, new_wandb_id, prepare_wandb
 from leyden.core.replace_file import replace_file
@@ -181,6 +182,7 @@ class LeydenCLI(LightningCLI):
         moved run stays whole.
         """
         settings, arguments = self.settings, self.arguments
+        check_environment(os.environ, settings.trainer.num_nodes)
         loggers = list(_classes(settings.trainer.logger))
         checkpoint = settings.get("ckpt_path")
         tested = run_of_checkpoint(checkpoint) if checkpoint and self.command != "fit" else None
@@ -302,6 +304,14 @@ class SaveConfig(Callback):
     def __init__(self, parser: LightningArgumentParser, config: Namespace, *, cli: LeydenCLI) -> None:
         self.cli = cli
         self._written = False
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compares the processes' configs.
+
+        Raises:
+            ConfigError: they differ.
+        """
+        check_same_config(self.cli.config_dump)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Writes."""

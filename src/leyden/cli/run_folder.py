@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from leyden.cli.config import ConfigError, config_folder
@@ -60,12 +61,13 @@ class RunFolder:
         """Removes the folder, and those above it up to ``logs/`` that are left empty, if there is no file in it."""
         if any(files for _, _, files in os.walk(self.path)):
             return
-        for folder, _, _ in os.walk(self.path, topdown=False):
-            os.rmdir(folder)
-        above = self.path.parent
-        while above.is_dir() and above != LOGS and not any(above.iterdir()):
-            above.rmdir()
-            above = above.parent
+        with suppress(OSError):  # another process of the run is at the same
+            for folder, _, _ in os.walk(self.path, topdown=False):
+                os.rmdir(folder)
+            above = self.path.parent
+            while above.is_dir() and above != LOGS and not any(above.iterdir()):
+                above.rmdir()
+                above = above.parent
 
     @classmethod
     def new(cls, experiment: str, name: str | None, environment: Mapping[str, str], num_nodes: int = 1) -> "RunFolder":

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
+from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -47,11 +48,16 @@ class FSDP2Strategy(ModelParallelStrategy):
                 "LazyAsyncCheckpointIO writes checkpoints of one process, but with FSDP2Strategy each process writes "
                 "its part: take LazyAsyncCheckpointIO and LazyCheckpointing out"
             )
+        assert self.lightning_module is not None
+        if any(getattr(logger, "_log_model", False) for logger in self.lightning_module.loggers):
+            rank_zero_warn(
+                "W&B uploads the index of a sharded checkpoint without its parts: set the logger's log_model to false, "
+                "and upload what leyden export writes"
+            )
         self._setup_distributed()
         self._device_mesh = init_device_mesh(
             self.root_device.type, (self.world_size,), mesh_dim_names=("data_parallel",)
         )
-        assert self.lightning_module is not None
         self.lightning_module._device_mesh = self._device_mesh
 
     # ---- buffers: those of the first process count, as in DDP

@@ -1,0 +1,66 @@
+"""What can be wrong with several processes, found before they wait for each other."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch.distributed as dist
+
+from leyden.cli.config import ConfigError
+from leyden.core.distributed import world_size
+
+__all__ = ["check_environment", "check_same_config"]
+
+
+def check_environment(environment: Mapping[str, str], num_nodes: int) -> None:
+    """Checks that processes which something else started know where to meet.
+
+    Args:
+        environment: the environment variables.
+        num_nodes: machines of the run.
+
+    Raises:
+        ConfigError: they would each wait somewhere else.
+    """
+    by_slurm = "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
+    several = num_nodes > 1 or int(environment.get("WORLD_SIZE", 1)) > 1
+    if not several or by_slurm or (dist.is_available() and dist.is_initialized()):
+        return
+    if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]:
+        raise ConfigError(
+            f"{' and '.join(missing)} must say where the processes of this run meet (torchrun and SLURM set them): "
+            "give all processes the host name of the first node and a free port there"
+        )
+
+
+def check_same_config(config: Mapping[str, Any]) -> None:
+    """Checks that all processes were given the same config; called by all of them.
+
+    Args:
+        config: of this process, as plain values; where it is logged may differ.
+
+    Raises:
+        ConfigError: another process has another.
+    """
+    flat = _flat(config)
+    others: list[Any] = [flat]
+    if world_size() > 1:
+        others = [None] * world_size()
+        dist.all_gather_object(others, flat)
+    for number, other in enumerate(others):
+        for key in sorted({*flat, *others[0]}):
+            if other.get(key) != others[0].get(key):
+                raise ConfigError(
+                    f"the processes were given different configs: {key} is {others[0].get(key)!r} in process 0 and "
+                    f"{other.get(key)!r} in process {number}"
+                )
+
+
+def _flat(value: Any, name: str = "") -> dict[str, Any]:
+    """Values by dotted keys; a class stands where its arguments begin, to be compared with a plain value there."""
+    if not isinstance(value, Mapping) or not value:
+        return {name: value}
+    flat = {}
+    for key, item in value.items():
+        if (name, key) != ("trainer", "logger"):
+            flat |= _flat(item, name if key == "class_path" else f"{name}.{key}".lstrip("."))
+    return flat
