@@ -94,6 +94,7 @@ MISTAKES = {
         ["--model.param_groups={'*.bias': {adapt: false}}"],
         "param_groups: '*.bias' sets 'adapt', which AdamW does not have; it may be ",
     ),
+    "package of a strategy": (["-c", "strategy/deepspeed"], "pip install 'leyden[deepspeed]'"),
     "argument out of range": (["--trainer.callbacks.EMA.decay=1.5"], "EMA: decay must lie in [0, 1], got 1.5"),
 }
 

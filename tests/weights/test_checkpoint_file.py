@@ -75,6 +75,7 @@ def saved(value):
     ("content", "message"),
     [
         (b"", "is neither a safetensors file nor a checkpoint"),
+        (b'{"shards": "last-0.shards"}', "is the index of a sharded checkpoint: write its weights into one file first"),
         (b"what is this? nothing at all", "is neither a safetensors file nor a checkpoint"),
         (pickle.dumps({"a": 1}), "is neither a safetensors file nor a checkpoint"),
         (safetensors.torch.save(STATE)[:-5], "was cut off"),

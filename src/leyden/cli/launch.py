@@ -1,6 +1,7 @@
 """What can be wrong with several processes, found before they wait for each other."""
 
 from collections.abc import Mapping
+from importlib.util import find_spec
 from typing import Any
 
 import torch.distributed as dist
@@ -8,7 +9,7 @@ import torch.distributed as dist
 from leyden.cli.config import ConfigError
 from leyden.core.distributed import world_size
 
-__all__ = ["check_environment", "check_same_config"]
+__all__ = ["check_environment", "check_same_config", "check_strategy"]
 
 
 def check_environment(environment: Mapping[str, str], num_nodes: int) -> None:
@@ -30,6 +31,20 @@ def check_environment(environment: Mapping[str, str], num_nodes: int) -> None:
             f"{' and '.join(missing)} must say where the processes of this run meet (torchrun and SLURM set them): "
             "give all processes the host name of the first node and a free port there"
         )
+
+
+def check_strategy(strategy: Any) -> None:
+    """Checks that the package of a strategy is there.
+
+    Args:
+        strategy: a name of Lightning's, or a class with its arguments.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    name = strategy if isinstance(strategy, str) else strategy["class_path"]
+    if "deepspeed" in name.lower() and find_spec("deepspeed") is None:
+        raise ConfigError(f"the strategy {name} needs a package that is not there: pip install 'leyden[deepspeed]'")
 
 
 def check_same_config(config: Mapping[str, Any]) -> None:

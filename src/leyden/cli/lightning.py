@@ -25,7 +25,7 @@ from lightning.pytorch.utilities.rank_zero import rank_zero_only
 from leyden.callbacks.run_record import RunRecord
 from leyden.cli.commands import Arguments
 from leyden.cli.config import ConfigError, Section, plain
-from leyden.cli.launch import check_environment, check_same_config
+from leyden.cli.launch import check_environment, check_same_config, check_strategy
 from leyden.cli.run_folder import RUN_DIR_VARIABLE, RunFolder, experiment_name, run_of_checkpoint
 from leyden.cli.wandb_runs import finish_wandb, is_wandb, named_by_class, new_wandb_id, prepare_wandb
 from leyden.core.replace_file import replace_file
@@ -182,6 +182,7 @@ class LeydenCLI(LightningCLI):
         moved run stays whole.
         """
         settings, arguments = self.settings, self.arguments
+        check_strategy(settings.trainer.strategy)
         check_environment(os.environ, settings.trainer.num_nodes)
         loggers = list(_classes(settings.trainer.logger))
         checkpoint = settings.get("ckpt_path")

@@ -63,15 +63,14 @@ def _curve(arguments: Namespace, options: list[tuple[str, str]]) -> int:
     tree, files = load_tree("validate", Arguments(config=names, options=options))
 
     # torch takes seconds to import
-    import torch
-
     from leyden.analysis import essential_sparsity
     from leyden.cli.evaluation import Evaluation
     from leyden.metrics import default_mode
+    from leyden.plugins import read_checkpoint
     from leyden.weights import magnitude_prune
 
     magnitude_prune({}, grid[-1], scope=arguments.scope)  # refuses a sparsity out of range
-    state = torch.load(arguments.checkpoint, map_location="cpu", weights_only=True)["state_dict"]
+    state = read_checkpoint(arguments.checkpoint)["state_dict"]
     with tempfile.TemporaryDirectory() as folder:
         evaluation = Evaluation(tree, files, Path(folder), "test" if stage == "test" else "validate")
         metrics = evaluation.metrics(state)

@@ -130,6 +130,13 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, _Entry]]:
             stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
             entries[name] = _Entry(8 + length + part["data_offsets"][0], DTYPES[part["dtype"]], shape, stride)
     except (ValueError, KeyError, TypeError, AttributeError) as error:
+        with open(path, "rb") as file:
+            is_index = file.read(1) == b"{"
+        if is_index:
+            raise ValueError(
+                f"{path} is the index of a sharded checkpoint: write its weights into one file first, by "
+                f"leyden export {path} --to safetensors"
+            ) from error
         raise ValueError(f"{path} is neither a safetensors file nor a checkpoint of torch.save: {error}") from error
     return metadata, entries
 
