@@ -61,6 +61,7 @@ class EMA(Callback):
         self._names: list[list[str]] = []
         self._current: list[Tensor] = []
         self._average: list[Tensor] = []
+        self._local: tuple[list[Tensor], list[Tensor]] = ([], [])  # what this process has of the two
         self._weights: list[Tensor] | None = None  # those of training, while the average stands in for them
         self._loaded: dict[str, Tensor] | None = None
         self._step = 0
@@ -96,6 +97,7 @@ class EMA(Callback):
         self._names = list(names.values())
         self._current = list(tensors.values())
         self._average = [tensor.to(self.device, torch.float32, copy=True) for tensor in self._current]
+        self._local = local_shards(self._average), local_shards(self._current)
         if self._loaded is not None:
             self._load_average(self._loaded)
             self._loaded = None
@@ -114,8 +116,8 @@ class EMA(Callback):
             return
         self._step = step
         if step % self.every_n_steps == 0:
-            current = local_shards(self._on_average_device(self._current))
-            lerp_(local_shards(self._average), current, 1.0 - self._decay(step))
+            average, current = self._local
+            lerp_(average, self._on_average_device(current), 1.0 - self._decay(step))
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Puts the average in place of the weights."""
@@ -137,7 +139,7 @@ class EMA(Callback):
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Frees the average."""
-        self._names, self._current, self._average = [], [], []
+        self._names, self._current, self._average, self._local = [], [], [], ([], [])
 
     def on_save_checkpoint(self, trainer: Trainer, pl_module: LightningModule, checkpoint: dict[str, Any]) -> None:
         """Makes the average the ``state_dict`` of the checkpoint."""
