@@ -2,6 +2,8 @@
 
 import errno
 import json
+import pickle
+import zlib
 from pathlib import Path
 
 import pytest
@@ -134,6 +136,30 @@ def test_damage_is_found_by_all(run_processes, tmp_path, name):
     assert caught.value.intact == [tmp_path / "best.ckpt"]
     for error in run_processes(read_damaged, 2, tmp_path / "last.ckpt"):
         assert f"{name})" in error
+
+
+class Evil:
+    def __reduce__(self):
+        return print, ("code ran",)
+
+
+def test_no_code_is_run_from_a_checkpoint(run_processes, tmp_path, capsys):
+    run_processes(write, 2, tmp_path / "last.ckpt", 0.0)
+    index = json.loads((tmp_path / "last.ckpt").read_text())
+    metadata = pickle.dumps(Evil())
+    (tmp_path / index["shards"] / ".metadata").write_bytes(metadata)
+    index["crc32"][".metadata"] = zlib.crc32(metadata)
+    (tmp_path / "last.ckpt").write_text(json.dumps(index))
+    with pytest.raises(ValueError, match="holds a builtins.print, but only tensors and plain values are read"):
+        read_checkpoint(tmp_path / "last.ckpt")
+    assert capsys.readouterr().out == ""
+
+
+def test_a_damaged_index_does_not_cost_the_parts_of_others(run_processes, tmp_path):
+    run_processes(write, 2, tmp_path / "best.ckpt", 1.0)
+    (tmp_path / "last.ckpt").write_text('{"shards": "la')
+    AtomicCheckpointIO().save_checkpoint(PLAIN, tmp_path / "more.ckpt")
+    assert_equal(read_checkpoint(tmp_path / "best.ckpt"), whole(1.0))
 
 
 def test_missing_parts_and_other_folders_are_named(run_processes, tmp_path):

@@ -74,7 +74,7 @@ def _flat(value: Any, name: str = "") -> dict[str, Any]:
     """Values by dotted keys; a class stands where its arguments begin, to be compared with a plain value there."""
     if not isinstance(value, Mapping) or not value:
         return {name: value}
-    flat = {}
+    flat: dict[str, Any] = {}
     for key, item in value.items():
         if (name, key) != ("trainer", "logger"):
             flat |= _flat(item, name if key == "class_path" else f"{name}.{key}".lstrip("."))

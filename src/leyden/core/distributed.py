@@ -1,5 +1,7 @@
 """Sums and rows over all processes, and tensors that they share; without process group functions return their input."""
 
+from typing import Any
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -97,8 +99,9 @@ def shard_like(tensor: Tensor, like: Tensor) -> Tensor:
         return tensor
     from torch.distributed.tensor import distribute_tensor
 
+    shards: Any = like
     tensor = tensor.to(like.device)
-    return distribute_tensor(tensor, like.device_mesh, like.placements, src_data_rank=None)  # none sends
+    return distribute_tensor(tensor, shards.device_mesh, shards.placements, src_data_rank=None)  # none sends
 
 
 def local_shards(tensors: list[Tensor]) -> list[Tensor]:

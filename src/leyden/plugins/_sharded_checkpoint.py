@@ -5,10 +5,12 @@ the folder and the checksums of its files. It is published last, in one stroke: 
 """
 
 import json
+import pickle
 import shutil
 import warnings
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -27,6 +29,22 @@ __all__ = ["is_index", "read_sharded", "remove_unnamed", "shard_damage", "write_
 SUFFIX = ".shards"
 REST = "rest.pt"
 MARK = "leyden.shards"  # stands in `rest.pt` where a sharded tensor was
+# what torch's own ".metadata", a pickle, is made of beside types of torch's tensors
+METADATA = {
+    "torch.distributed.checkpoint.metadata": {
+        "ChunkStorageMetadata",
+        "Metadata",
+        "MetadataIndex",
+        "StorageMeta",
+        "TensorProperties",
+        "TensorStorageMetadata",
+        "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath", "PurePosixPath"},
+    "pathlib._local": {"PosixPath", "PurePosixPath"},
+}
 T = TypeVar("T")
 
 
@@ -54,7 +72,7 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
         assert folder is not None
         _save_shards(sharded, folder)
         checksums = {name: crc for part in _on_all(partial(_finish, folder, rest)) for name, crc in part.items()}
-        _on_all(lambda: _publish(path, folder, checksums) if rank() == 0 else None)
+        _on_all(lambda: _publish(path, folder.name, checksums) if rank() == 0 else None)
     except OSError as error:
         if folder is not None and rank() == 0:
             shutil.rmtree(folder, ignore_errors=True)
@@ -62,6 +80,8 @@ def write_sharded(checkpoint: dict[str, Any], path: Path) -> None:
             error.errno,
             f"the checkpoint {path} could not be written: {error.strerror or error}; the file before it is intact",
         ) from error
+    if rank() == 0:
+        remove_unnamed(path.parent)
 
 
 def read_sharded(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
@@ -78,10 +98,12 @@ def read_sharded(path: Path, mesh: DeviceMesh | None = None) -> dict[str, Any]:
 
     folder = _folder(path)
     rest = torch.load(folder / REST, map_location="cpu", weights_only=True)
+    with open(folder / ".metadata", "rb") as file:
+        metadata = _MetadataUnpickler(file).load()
     reader = FileSystemReader(folder)
+    reader.read_metadata = lambda *args, **kwargs: metadata  # type: ignore[method-assign]  # its own may run code
     tensors: dict[str, Any] = {}
-    entries: dict[str, Any] = reader.read_metadata().state_dict_metadata
-    for key, entry in entries.items():
+    for key, entry in metadata.state_dict_metadata.items():
         if mesh is None:
             tensors[key] = torch.empty(entry.size, dtype=entry.properties.dtype)
         else:
@@ -112,13 +134,11 @@ def shard_damage(path: Path, *, together: bool = False) -> str | None:
 
 
 def remove_unnamed(folder: Path) -> None:
-    """Removes parts of checkpoints that no index in the same folder names."""
-    parts = list(folder.glob(f"*{SUFFIX}"))
-    if parts:
-        indices = [path for path in folder.glob("*.ckpt") if path.is_file() and is_index(path)]
-        named = {_folder(path) for path in indices}
-        for part in parts:
-            if part not in named:
+    """Removes parts of checkpoints that no index in the same folder names; all are left if an index is damaged."""
+    with suppress(OSError, ValueError, KeyError, TypeError):
+        if parts := set(folder.glob(f"*{SUFFIX}")):
+            indices = [path for path in folder.glob("*.ckpt") if path.is_file() and is_index(path)]
+            for part in parts - {_folder(path) for path in indices}:
                 shutil.rmtree(part)
 
 
@@ -126,7 +146,7 @@ def remove_unnamed(folder: Path) -> None:
 
 
 def _take_out(value: Any, key: str, sharded: dict[str, Any]) -> Any:
-    """Copies what is no sharded tensor; puts those into ``sharded``."""
+    """Puts sharded tensors into ``sharded``, and returns the rest, with marks in their places."""
     if isinstance(value, DTensor):
         sharded[key] = value.detach()
         return {MARK: key}
@@ -186,10 +206,17 @@ def _finish(folder: Path, rest: dict[str, Any]) -> dict[str, int]:
     return {path.name: _crc32(path) for path in written}
 
 
-def _publish(path: Path, folder: Path, checksums: dict[str, int]) -> None:
+def _publish(path: Path, folder: str, checksums: dict[str, int]) -> None:
     with replace_file(path) as file:
-        file.write((json.dumps({"shards": folder.name, "crc32": checksums}, indent=1) + "\n").encode())
-    remove_unnamed(path.parent)
+        file.write((json.dumps({"shards": folder, "crc32": checksums}, indent=1) + "\n").encode())
+
+
+class _MetadataUnpickler(pickle.Unpickler):
+    def find_class(self, module: str, name: str) -> Any:
+        is_type = module == "torch" and isinstance(getattr(torch, name, None), (torch.dtype, torch.layout))
+        if not is_type and (module, name) != ("torch", "Size") and name not in METADATA.get(module, ()):
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return super().find_class(module, name)
 
 
 def _file_damage(path: Path, crc32: int) -> str | None:

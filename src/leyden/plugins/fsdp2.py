@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
@@ -36,6 +37,7 @@ class FSDP2Strategy(ModelParallelStrategy):
     def __init__(self, *, shard_blocks: bool = True) -> None:
         super().__init__()
         self.shard_blocks = shard_blocks
+        self._buffers: list[Tensor] = []
 
     def setup_environment(self) -> None:
         """Forms the process group and the mesh.
@@ -60,6 +62,28 @@ class FSDP2Strategy(ModelParallelStrategy):
         )
         self.lightning_module._device_mesh = self._device_mesh
 
+    def setup(self, trainer: Trainer) -> None:
+        """Makes the optimizers, after ``configure_model`` has sharded the module."""
+        super().setup(trainer)
+        assert self.model is not None
+        self._buffers = list(self.model.buffers())
+
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's.
+
+        Raises:
+            MisconfigurationException: it meets a sharded parameter.
+        """
+        try:
+            return super().training_step(*args, **kwargs)
+        except RuntimeError as error:
+            if "mixed torch.Tensor and DTensor" not in str(error):
+                raise
+            advice = "set trainer.strategy.shard_blocks to false" if self.shard_blocks else "use the strategy ddp"
+            raise MisconfigurationException(
+                f"the step reads sharded weights outside of their layers: {advice} ({str(error).split(',')[0]})"
+            ) from error
+
     # ---- buffers: those of the first process count, as in DDP
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
@@ -79,8 +103,7 @@ class FSDP2Strategy(ModelParallelStrategy):
         self._share_buffers()
 
     def _share_buffers(self) -> None:
-        assert self.model is not None
-        copy_from_first_(list(self.model.buffers()))
+        copy_from_first_(self._buffers)
 
     # ---- checkpoints: those of one process, in which tensors are shards
 
