@@ -16,6 +16,8 @@ from .interleaved_offload import subgroups as subgroups
 from .lamb import Lamb as Lamb
 from .lars import Lars as Lars
 from .lr_scaling import scale_lr as scale_lr
+from .maid import MAID as MAID
+from .maid import implicit_hypergradient as implicit_hypergradient
 from .mup import mup_param_groups as mup_param_groups
 from .obgd import AdaptiveObGD as AdaptiveObGD
 from .obgd import ObGD as ObGD
