@@ -40,13 +40,15 @@ def shard_parameters(module: "Method", mesh: DeviceMesh, *, blocks: bool = True)
             "sharded: use the strategy ddp"
         )
     _check_same(module)
+    name = type(module).__name__
     if blocks:
         for block in _blocks(module):
             fully_shard(block, mesh=mesh)
     # also after an evaluation: what was gathered would not follow the weights that a callback puts in their place
     fully_shard(module, mesh=mesh, reshard_after_forward=True)
-    for name in STEPS:
-        register_fsdp_forward_method(module, name)
+    type(module).__name__ = name  # torch has made a class "FSDP...", which nobody knows from messages
+    for step in STEPS:
+        register_fsdp_forward_method(module, step)
 
 
 @torch.no_grad()

@@ -18,6 +18,7 @@ from torch.nn import functional
 from torchmetrics import Metric, MetricCollection
 
 from leyden.core.batch import Batch, Terms, require_keys
+from leyden.core.distributed import shard_like
 from leyden.core.memory import SampleMemory
 from leyden.core.method import Method
 from leyden.core.network import Outputs
@@ -39,7 +40,7 @@ class DEPICT(Method):
     new targets of the last predictions without noise, at every epoch's end. Noisy predictions follow the targets.
 
     Terms are ``task`` (the cross entropy of the clusters) and ``reconstruction``. Validation and test have no targets:
-    their loss is that of reconstruction. They measure the clusters by the true classes, ``target``, if there are any.
+    their loss is that of reconstruction. They measure the clusters by the true classes, and need ``target`` for it.
 
     Args:
         network: the autoencoder, with as many outputs as there are clusters.
@@ -161,30 +162,41 @@ class DEPICT(Method):
         self.prob.write(batch["index"], prob)
         return self.cluster_weight * depict_loss(outputs.logits, self.targets.read(batch["index"])[0])
 
-    def on_train_epoch_end(self) -> None:
-        """Makes the clusters, or new targets, when it is time."""
-        super().on_train_epoch_end()
-        epochs = self.trainer.max_epochs or 1
-        epoch, pretrain_epochs = self.current_epoch + 1, max(1, round(self.pretrain * epochs))
-        if epoch == pretrain_epochs:
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Makes the clusters when it is time, before the epoch's validation measures them."""
+        if self.trainer.is_last_batch and self.current_epoch + 1 == self._pretrain_epochs:
             self._start_clusters()
-        elif epoch >= pretrain_epochs + round(self.initialize * epochs):
+
+    def on_train_epoch_end(self) -> None:
+        """Makes new targets when it is time."""
+        super().on_train_epoch_end()
+        epoch, epochs = self.current_epoch + 1, self.trainer.max_epochs or 1
+        if self.targets is None and epoch >= self._pretrain_epochs:  # resumed behind the batch that should have begun
+            self._start_clusters()
+        elif epoch > self._pretrain_epochs and epoch >= self._pretrain_epochs + round(self.initialize * epochs):
             self._renew_targets()
+
+    @property
+    def _pretrain_epochs(self) -> int:
+        return max(1, round(self.pretrain * (self.trainer.max_epochs or 1)))
 
     @torch.no_grad()
     def _start_clusters(self) -> None:
         data = cast(DataModule, self.datamodule)
         batches = eval_batches(data.num_samples, min(data.eval_batch_size, data.num_samples))
         loader = EvalLoader(data.dataset("train"), batches)
-        codes = torch.cat([self.network.features(batch["input"].to(self.network.head.weight)) for batch in loader])
+        codes = self.with_whole_parameters(
+            lambda: torch.cat([self.network.features(batch["input"].to(self.network.head.weight)) for batch in loader])
+        )
         num_clusters = self.network.head.out_features
         k_means = KMeans(num_clusters, n_init=10, random_state=data.seed).fit(codes.double().cpu().numpy())
         number = torch.from_numpy(k_means.labels_).long().to(self.device)
         number = self.trainer.strategy.broadcast(number)  # other processors may round in another way
         member = functional.one_hot(number, num_clusters).to(codes.dtype)  # [S, K]
         centroids = member.T @ codes / member.sum(0).clamp(min=1.0).unsqueeze(-1)  # [K, D]
-        self.network.head.weight.copy_(centroids)
-        self.network.head.bias.copy_(-0.5 * centroids.square().sum(-1))
+        head = self.network.head
+        head.weight.copy_(shard_like(centroids, head.weight))
+        head.bias.copy_(shard_like(-0.5 * centroids.square().sum(-1), head.bias))
         self.prob, self.targets = SampleMemory(len(codes), num_clusters), SampleMemory(len(codes), num_clusters)
         for memory in (self.prob, self.targets):
             memory.values = member.to(memory.values.dtype, copy=True)

@@ -1,7 +1,8 @@
 """Fully sharded data parallel by `torch.distributed.fsdp.fully_shard` (FSDP2), on GPUs or CPUs."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -68,14 +69,27 @@ class FSDP2Strategy(ModelParallelStrategy):
         assert self.model is not None
         self._buffers = list(self.model.buffers())
 
-    def training_step(self, *args: Any, **kwargs: Any) -> Any:
-        """Runs the module's.
+    # ---- steps
 
-        Raises:
-            MisconfigurationException: it meets a sharded parameter.
-        """
-        try:
+    def training_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's."""
+        with self._advice():
             return super().training_step(*args, **kwargs)
+
+    def validation_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's."""
+        with self._advice():
+            return super().validation_step(*args, **kwargs)
+
+    def test_step(self, *args: Any, **kwargs: Any) -> Any:
+        """Runs the module's."""
+        with self._advice():
+            return super().test_step(*args, **kwargs)
+
+    @contextmanager
+    def _advice(self) -> Iterator[None]:
+        try:
+            yield
         except RuntimeError as error:
             if "mixed torch.Tensor and DTensor" not in str(error):
                 raise
