@@ -16,8 +16,9 @@ from leyden.callbacks import EMA, ExactResume, LastCheckpoint
 from leyden.core import MethodCallback, SampleMemory
 from leyden.data.dataset import TensorDictDataset
 from leyden.data.module import DataModule
-from leyden.methods import Classification
-from leyden.models import MLP
+from leyden.data.text import TextDataModule
+from leyden.methods import Classification, LanguageModeling
+from leyden.models import GPT, MLP
 from leyden.plugins import AtomicCheckpointIO, FSDP2Strategy
 
 NUM_TRAIN, BATCH, NUM_EVAL = 88, 16, 37  # 5 steps in an epoch, 8 samples left over; 37 is not divisible by 2 or 4
@@ -157,6 +158,32 @@ def fit(
     }
 
 
+def fit_gpt(sharded: bool) -> tuple[list[float], dict[str, torch.Tensor]]:
+    """Losses and last weights of six steps of a GPT with tied weights."""
+    seed_everything(0, verbose=False)
+    method = LanguageModeling(
+        GPT(256, 16, dim=12, depth=2, num_heads=2), optimizer=functools.partial(torch.optim.SGD, lr=0.5, momentum=0.9)
+    )
+    recorder = Recorder()
+    trainer = Trainer(
+        accelerator="cpu",
+        devices=2 if sharded else 1,
+        strategy=FSDP2Strategy() if sharded else "auto",
+        callbacks=[recorder, EMA(0.8)],
+        max_steps=6,
+        limit_val_batches=0,
+        gradient_clip_val=1.0,
+        use_distributed_sampler=False,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    text = b"the quick brown fox jumps over the lazy dog; " * 60
+    trainer.fit(method, TextDataModule(text, context=16, batch_size=16))
+    return [loss for *_, loss in recorder.seen], {name: whole(tensor) for name, tensor in method.state_dict().items()}
+
+
 def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor.clone()
 
@@ -228,6 +255,15 @@ def test_same_on_many_processes(run_processes, alone, tmp_path, parts, world_siz
     assert_same(results, alone(*parts))
 
 
+def test_same_gpt_with_shared_parameters(run_processes):
+    losses, weights = fit_gpt(sharded=False)
+    results = run_processes(fit_gpt, 2, sharded=True)
+    both = [sum(pair) / 2 for pair in zip(*(losses_of_one for losses_of_one, _ in results), strict=True)]
+    assert both == pytest.approx(losses, rel=0, abs=1e-6)
+    for _, weights_of_one in results:
+        torch.testing.assert_close(weights_of_one, weights, rtol=0, atol=1e-6)
+
+
 def test_parts_change_the_fit(alone):
     ends = [alone(*parts)["tested"]["test/loss"] for parts in ((), ("ema",), ("memory",), ("attached",))]
     assert len(set(ends)) == 4
@@ -248,14 +284,13 @@ def test_same_with_shared_parameters(run_processes, alone, tmp_path, strategy, p
 
 
 @pytest.mark.parametrize(
-    "sessions",
+    "sessions",  # strategy, number of processes, micro-batches in a step
     [
-        ("ddp 2", "ddp 1"),
-        ("ddp 1", "ddp 2"),
-        ("ddp 2", "ddp 4"),
-        ("fsdp2 2", "fsdp2 1", "fsdp2 4"),
-        ("fsdp2 2", "ddp 1", "fsdp2_whole 2"),
-        ("ddp 2", "fsdp2 2"),
+        ("ddp 2 1", "ddp 1 2", "ddp 4 1"),
+        ("ddp 1 1", "ddp 2 1"),
+        ("fsdp2 2 1", "fsdp2 1 2", "fsdp2 4 1"),
+        ("fsdp2 2 2", "ddp 1 1", "fsdp2_whole 2 1"),
+        ("ddp 2 1", "fsdp2 2 1"),
     ],
     ids=" - ".join,
 )
@@ -264,8 +299,9 @@ def test_resume_on_another_number_of_processes(run_processes, alone, tmp_path, s
     steps = samples_by_step([alone(*parts)])
     cuts = [0, CUT, CUT_AGAIN][: len(sessions)]
     for session, begin, end in zip(sessions, cuts, [*cuts[1:], None], strict=True):
-        strategy, world_size = session.split()
-        results = run_processes(fit, int(world_size), tmp_path, *parts, strategy=strategy, stop=end, resume=begin > 0)
+        strategy, world_size, accumulate = session.split()
+        options = {"strategy": strategy, "accumulate": int(accumulate), "stop": end, "resume": begin > 0}
+        results = run_processes(fit, int(world_size), tmp_path, *parts, **options)
         assert samples_by_step(results) == {step: steps[step] for step in range(begin, end or STEPS)}
     for result in results:
         assert_same_end(result, alone(*parts))

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import pickle
 import zlib
 from pathlib import Path
@@ -78,6 +79,12 @@ def fail_on_the_second(path, error_number):
         return str(error)
 
 
+def die_while_saving(path):
+    write(path, 0.0)
+    _sharded_checkpoint._publish = lambda *args: os._exit(9)  # all parts are written
+    write(path, 1.0)
+
+
 def read_damaged(path):
     try:
         read_checkpoint(path, mesh=init_device_mesh("cpu", (2,)))
@@ -121,6 +128,16 @@ def test_a_failure_of_one_process_is_one_of_all(run_processes, tmp_path):
         assert error.endswith("could not be written: No space left on device; the file before it is intact")
     assert len(list(tmp_path.glob("*.shards"))) == 1
     assert_equal(read_checkpoint(tmp_path / "last.ckpt"), whole())
+
+
+def test_a_kill_leaves_the_checkpoint_before(run_processes, tmp_path):
+    with pytest.raises(RuntimeError):
+        run_processes(die_while_saving, 2, tmp_path / "last.ckpt")
+    assert len(list(tmp_path.glob("*.shards"))) == 2
+    assert_equal(read_checkpoint(tmp_path / "last.ckpt"), whole())
+    run_processes(write, 2, tmp_path / "last.ckpt", 2.0)
+    assert len(list(tmp_path.glob("*.shards"))) == 1
+    assert_equal(read_checkpoint(tmp_path / "last.ckpt"), whole(2.0))
 
 
 @pytest.mark.parametrize("name", ["__1_0.distcp", "rest.pt", ".metadata"])
