@@ -25,7 +25,7 @@ from leyden import callbacks, optim
 from leyden.callbacks import EMA, ExactResume, LastCheckpoint
 from leyden.catalog.papers import read_papers
 from leyden.core import Batch, Method, MethodCallback, Network
-from leyden.data import Digits, GaussianNoise
+from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
 from leyden.models import TransformerBlock
 from leyden.plugins import AtomicCheckpointIO, FSDP2Strategy, LazyAsyncCheckpointIO, read_checkpoint
@@ -43,6 +43,7 @@ class Use:
         plugin: that it needs.
         beside: another callback that it needs.
         soft: it needs soft targets.
+        views: it needs a second view, and no batch norm.
         observes: it looks on, and the weights are the same without it.
     """
 
@@ -51,6 +52,7 @@ class Use:
     plugin: Callable[[], CheckpointIO] | None = None
     beside: str | None = None
     soft: bool = False
+    views: bool = False
     observes: bool = False
 
 
@@ -89,6 +91,7 @@ USES = {
     "SAF": Use({"delay": 1, "start_epoch": 0}),
     "SigmaReparametrization": Use(),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
+    "WassersteinPredictiveCoding": Use(views=True),
     "WeightCompanding": Use({"a": 1.0, "b": 0.5}),
 }
 # pairs that exclude each other by their maths: what the second says of the first
@@ -106,6 +109,8 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("LoRA", "MiniBatchAwareRegularization"): r"no effect on embeddings that are frozen \(places\)",
     ("MiniBatchAwareRegularization", "DPSGD"): "MiniBatchAwareRegularization changes the step",
     ("Mixup", "DPSGD"): "Mixup changes the step",
+    ("WassersteinPredictiveCoding", "DPSGD"): "WassersteinPredictiveCoding changes the step",
+    ("GhostBatchNorm", "WassersteinPredictiveCoding"): "is a batch norm, which mixes them",
     ("WeightCompanding", "DPSGD"): "is parametrized",
     ("MaskTuning", "DPSGD"): "is parametrized",
     ("GradientDropout", "DPSGD"): "GradientDropout changes the step",
@@ -137,6 +142,7 @@ NEED_WHOLE_PARAMETERS = {
     "IGNITE": "IGNITE differentiates by whole parameters",
     "LazyCheckpointing": "LazyAsyncCheckpointIO writes checkpoints of one process",
     "SophiaHessian": "SophiaHessian differentiates whole parameters",
+    "WassersteinPredictiveCoding": "WassersteinPredictiveCoding differentiates by whole parameters",
 }
 
 
@@ -219,7 +225,8 @@ def fit(
     names = tuple(sorted(names, key=lambda name: layers.index(name) if name in layers else -1, reverse=True))
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
-    mixes_no_samples = "DPSGD" in names and "GhostBatchNorm" not in names
+    views = any(USES[name].views for name in names)
+    mixes_no_samples = ("DPSGD" in names or views) and "GhostBatchNorm" not in names
     network = Everything(nn.GroupNorm(2, 8) if mixes_no_samples else nn.BatchNorm2d(8))
     last = LastCheckpoint(every_n_steps=3)
     average = [] if "EMA" in names else [EMA(0.9)]
@@ -247,7 +254,8 @@ def fit(
         **{"precision": "bf16-mixed"} | options,
     )
     method = Classification(network, optimizer=optimizer)
-    data = Digits(num_train=32, batch_size=8, eval_batch_size=16, seed=0)
+    augment = TwoViews(GaussianNoise(0.0), second=GaussianNoise(0.1)) if views else None
+    data = Digits(num_train=32, batch_size=8, eval_batch_size=16, seed=0, augment=augment)
     trainer.fit(method, data, ckpt_path=last_checkpoint(folder) if resume else None)
     checkpoint = read_checkpoint(last_checkpoint(folder))
     assert checkpoint["global_step"] == 8

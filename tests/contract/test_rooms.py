@@ -29,7 +29,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 import leyden
 from leyden.core import Method, MethodCallback, Network
-from leyden.data import Digits, GaussianNoise
+from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
 from leyden.models import GPT, MLP, ConvNet, SelfTuningMLP, StackedAutoencoder, ViT
 
@@ -99,6 +99,7 @@ NETWORKS = {
     "SelfTuning": lambda: SelfTuningMLP(3 * 8 * 8, 10, (8,)),
     "NoiseFiT": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=3, num_heads=2),
     "MiniBatchAwareRegularization": Greys,
+    "WassersteinPredictiveCoding": lambda: MLP(64, 10, (8,)),
 }
 BATCHES = {
     "ConvexReLU": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
@@ -377,7 +378,8 @@ def quick_fit(method: Method, callbacks: list[Callback], folder: Path) -> Traine
         default_root_dir=folder,
         callbacks=callbacks,
     )
-    trainer.fit(method, datamodule=Digits(batch_size=8, num_train=24, seed=0))
+    views = TwoViews(GaussianNoise(0.0), second=GaussianNoise(0.1))
+    trainer.fit(method, datamodule=Digits(batch_size=8, num_train=24, seed=0, augment=views))
     return trainer
 
 

@@ -3,6 +3,9 @@ from .augment import Augment as Augment
 from .augment import Compose as Compose
 from .augment import TwoViews as TwoViews
 from .cifar import CIFAR as CIFAR
+from .corrupted_digits import CorruptedDigits as CorruptedDigits
+from .corruptions import CORRUPTIONS as CORRUPTIONS
+from .corruptions import corrupt as corrupt
 from .curated import CuratedData as CuratedData
 from .dataset import ImageTensorDataset as ImageTensorDataset
 from .dataset import TensorDictDataset as TensorDictDataset
@@ -54,6 +57,7 @@ from .series import SeriesFile as SeriesFile
 from .splits import shuffled_order as shuffled_order
 from .splits import split_indices as split_indices
 from .splits import stratified_order as stratified_order
+from .stacked_digits import StackedDigits as StackedDigits
 from .tabular import BreastCancer as BreastCancer
 from .tabular import CSVTable as CSVTable
 from .tabular import Diabetes as Diabetes

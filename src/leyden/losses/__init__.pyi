@@ -58,5 +58,8 @@ from .saf import TrajectoryLoss as TrajectoryLoss
 from .saf import trajectory_loss as trajectory_loss
 from .small_loss import forget_rate_at as forget_rate_at
 from .small_loss import small_loss_selection as small_loss_selection
+from .wasserstein_dependency import WassersteinDependency as WassersteinDependency
+from .wasserstein_dependency import lipschitz_penalty as lipschitz_penalty
+from .wasserstein_dependency import wasserstein_dependency_loss as wasserstein_dependency_loss
 from .z_loss import ZLoss as ZLoss
 from .z_loss import z_loss as z_loss

@@ -5,6 +5,7 @@ from .din import DIN as DIN
 from .exported import load_exported as load_exported
 from .gpt import GPT as GPT
 from .hyper_mlp import HyperMLP as HyperMLP
+from .linear_probe import LinearProbe as LinearProbe
 from .mlp import MLP as MLP
 from .nested_dropout import NestedDropoutNetwork as NestedDropoutNetwork
 from .patch_net import PatchNet as PatchNet
