@@ -10,14 +10,15 @@ from leyden.callbacks import Mixup
 from leyden.data import Digits
 from leyden.losses import depict_targets
 from leyden.methods import DEPICT
+from leyden.metrics import ClusteringAccuracy
 from leyden.models import MLP, StackedAutoencoder
 
 
-def fit(method, *callbacks, max_epochs=4, data=None):
+def fit(method, *callbacks, max_epochs=4, data=None, limit_val_batches=0):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=max_epochs,
-        limit_val_batches=0,
+        limit_val_batches=limit_val_batches,
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
@@ -71,6 +72,24 @@ def test_the_head_starts_as_k_means():
     centroids = torch.stack([codes[number == k].mean(0) for k in range(10)])
     assert torch.equal(torch.cdist(codes, centroids).argmin(1), number)
     assert torch.equal(method.network(x).argmax(1), number)
+
+
+def test_validation_measures_the_clusters_that_its_epoch_began():
+    method = make(pretrain=1.0)
+    data = Digits(num_train=120, batch_size=40, seed=0)
+    trainer = fit(method, max_epochs=2, data=data, limit_val_batches=1.0)
+    metric = ClusteringAccuracy()
+    for batch in data.val_dataloader():
+        metric.update(method.eval().network(batch["input"]).argmax(1), batch["target"])
+    assert trainer.callback_metrics["val/cluster_accuracy"] == metric.compute() > 0.3
+
+
+def test_clusters_begin_also_behind_a_checkpoint_of_the_last_batch(monkeypatch):
+    # a run that goes on from there does not end that batch once more
+    monkeypatch.setattr(DEPICT, "on_train_batch_end", lambda *args: None)
+    method = make(pretrain=0.5)
+    fit(method, max_epochs=2)
+    assert method.targets is not None
 
 
 def test_loss_by_hand():
