@@ -31,7 +31,7 @@ import leyden
 from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
-from leyden.models import GPT, MLP, ConvNet, SelfTuningMLP, StackedAutoencoder, ViT
+from leyden.models import GPT, MLP, ConvNet, SelfTuningMLP, StackedAutoencoder, UNet, ViT
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
 
@@ -92,6 +92,7 @@ class Greys(Network):
 
 
 NETWORKS = {
+    "ConsistencyTraining": lambda: UNet(3, width=4),
     "AttentionMonitor": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
     "DEPICT": lambda: StackedAutoencoder(3 * 8 * 8, 10),
     "DPSGD": lambda: MLP(64, 10, (8,)),

@@ -60,7 +60,11 @@ def test_label_noise_is_symmetric():
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
-    [({"num_train": 0}, r"num_train must lie in 1\.\.1258, got 0"), ({"label_noise": 1.5}, "label_noise must lie in")],
+    [
+        ({"num_train": 0}, r"num_train must lie in 1\.\.1258, got 0"),
+        ({"label_noise": 1.5}, "label_noise must lie in"),
+        ({"std": 0.0}, "std must be positive"),
+    ],
 )
 def test_bad_arguments_are_refused(kwargs, message):
     with pytest.raises(ValueError, match=message):
@@ -75,3 +79,9 @@ def test_rare_classes_are_so_in_training_only():
     assert torch.equal(few["test"]["target"], all_["test"]["target"])
     with pytest.raises(ValueError, match=r"class_shares must map classes 0..9 to shares in \[0, 1\], got 10: 0.5"):
         Digits(class_shares={10: 0.5})
+
+
+def test_pixels_can_lie_around_zero():
+    for name, part in parts(mean=0.5, std=0.5).items():
+        torch.testing.assert_close(part["input"], 2.0 * parts()[name]["input"] - 1.0)
+        assert part["input"].min() == -1.0

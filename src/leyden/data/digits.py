@@ -25,11 +25,13 @@ class Digits(DataModule):
         num_train: keep only so many training samples, all classes alike; a smaller subset is part of a larger one.
         class_shares: share of the training samples that is kept, by class; 1 for a class that is not named.
         label_noise: share of the training labels that are replaced by another class, all other classes alike.
+        mean: of the pixels in [0, 1], subtracted from them.
+        std: of the pixels, divided by; 0.5 for both makes them lie in [-1, 1].
         split_seed: which split, subset and noise; apart from ``seed``, so that runs of several seeds share their data.
         **kwargs: as in `DataModule`.
 
     Raises:
-        ValueError: ``num_train``, ``class_shares`` or ``label_noise`` is out of range.
+        ValueError: ``num_train``, ``class_shares``, ``label_noise`` or ``std`` is out of range.
     """
 
     num_classes = 10
@@ -40,6 +42,8 @@ class Digits(DataModule):
         num_train: int | None = None,
         class_shares: dict[int, float] | None = None,
         label_noise: float = 0.0,
+        mean: float = 0.0,
+        std: float = 1.0,
         split_seed: int = 0,
         **kwargs: Any,
     ) -> None:
@@ -51,7 +55,11 @@ class Digits(DataModule):
                 raise ValueError(f"class_shares must map classes 0..9 to shares in [0, 1], got {label}: {share}")
         if not 0.0 <= label_noise <= 1.0:
             raise ValueError(f"label_noise must lie in [0, 1], got {label_noise}")
+        if not std > 0.0:
+            raise ValueError(f"std must be positive, got {std}")
         self.num_train = num_train
+        self.mean = mean
+        self.std = std
         self.class_shares = class_shares or {}
         self.label_noise = label_noise
         self.split_seed = split_seed
@@ -60,6 +68,7 @@ class Digits(DataModule):
         """Returns the three parts."""
         digits = load_digits()
         images = torch.from_numpy(digits.images).to(torch.float32).div_(16.0).unsqueeze(1)  # [S, 1, 8, 8]
+        images = images.sub_(self.mean).div_(self.std)
         target = torch.from_numpy(digits.target)
         parts = split_indices(len(target), {"val": 0.1, "test": 0.2}, seed=self.split_seed, labels=target)
         parts["train"] = parts["train"][: self.num_train]

@@ -9,6 +9,15 @@ from .coding_rate import coding_rate as coding_rate
 from .coding_rate import compressed_coding_rate as compressed_coding_rate
 from .coding_rate import doubly_stochastic_membership as doubly_stochastic_membership
 from .coding_rate import mcr2_loss as mcr2_loss
+from .consistency import ConsistencyTrainingLoss as ConsistencyTrainingLoss
+from .consistency import PseudoHuber as PseudoHuber
+from .consistency import consistency_teacher_decay as consistency_teacher_decay
+from .consistency import consistency_training_loss as consistency_training_loss
+from .consistency import ict_discretization_steps as ict_discretization_steps
+from .consistency import karras_sigmas as karras_sigmas
+from .consistency import lognormal_sigma_probabilities as lognormal_sigma_probabilities
+from .consistency import progressive_discretization_steps as progressive_discretization_steps
+from .consistency import pseudo_huber_loss as pseudo_huber_loss
 from .correctness_aware import CorrectnessAware as CorrectnessAware
 from .correctness_aware import correctness_aware_loss as correctness_aware_loss
 from .dco import DCOLoss as DCOLoss

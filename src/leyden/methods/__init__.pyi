@@ -2,6 +2,7 @@ from .adversarial_training import AdversarialTraining as AdversarialTraining
 from .bilevel import Bilevel as Bilevel
 from .classification import Classification as Classification
 from .co_teaching import CoTeaching as CoTeaching
+from .consistency_training import ConsistencyTraining as ConsistencyTraining
 from .convex_relu import ConvexReLU as ConvexReLU
 from .depict import DEPICT as DEPICT
 from .flat_multi_task import FlatMultiTask as FlatMultiTask

@@ -6,6 +6,8 @@ from .clustering import NormalizedMutualInformation as NormalizedMutualInformati
 from .clustering import SpectralClusteringAccuracy as SpectralClusteringAccuracy
 from .direction import default_mode as default_mode
 from .distance_correlation import DistanceCorrelation as DistanceCorrelation
+from .frechet import FrechetDistance as FrechetDistance
+from .frechet import frechet_distance as frechet_distance
 from .pass_at_n import PassAtN as PassAtN
 from .sparse_architecture_divergence import SparseArchitectureDivergence as SparseArchitectureDivergence
 from .sparse_architecture_divergence import sparse_architecture_divergence as sparse_architecture_divergence

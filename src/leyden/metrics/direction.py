@@ -2,7 +2,7 @@
 
 __all__ = ["default_mode"]
 
-LESS_IS_BETTER = ("loss", "error", "mse", "mae", "rmse", "bits", "perplexity")
+LESS_IS_BETTER = ("loss", "error", "mse", "mae", "rmse", "bits", "perplexity", "distance")
 
 
 def default_mode(metric: str) -> str:

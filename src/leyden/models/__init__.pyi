@@ -17,5 +17,6 @@ from .stream_mlp import StreamMLP as StreamMLP
 from .transformer import KeyValueCache as KeyValueCache
 from .transformer import SelfAttention as SelfAttention
 from .transformer import TransformerBlock as TransformerBlock
+from .unet import UNet as UNet
 from .unified_variate_transformer import UnifiedVariateTransformer as UnifiedVariateTransformer
 from .vit import ViT as ViT

@@ -4,6 +4,7 @@ from .adaptive_temperature import transformed_topk_features as transformed_topk_
 from .binary_mask import BinaryMask as BinaryMask
 from .binary_mask import apply_mask_tuning as apply_mask_tuning
 from .binary_mask import binarize as binarize
+from .consistency import ConsistencyPrecond as ConsistencyPrecond
 from .dfp import DFPConv2d as DFPConv2d
 from .dfp import DFPLinear as DFPLinear
 from .dfp import convert_to_dfp as convert_to_dfp
