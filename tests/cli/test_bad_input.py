@@ -33,6 +33,7 @@ class ForeignData(BoringDataModule):
 def _in_folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setitem(sys.modules, "mine", sys.modules[__name__])
+    monkeypatch.setitem(sys.modules, "deepspeed", None)  # as where it is not installed
     Path("table.csv").write_text("age,size,grown\n1,2,no\n2,3,yes\n3,4,no\n4,1,yes\n")
     Path("text.ckpt").write_text("no checkpoint")
 

@@ -5,6 +5,8 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch.distributed as dist
+from lightning.fabric.plugins.environments import LightningEnvironment, TorchElasticEnvironment
+from lightning.pytorch.strategies import Strategy
 
 from leyden.cli.config import ConfigError
 from leyden.core.distributed import world_size
@@ -12,19 +14,21 @@ from leyden.core.distributed import world_size
 __all__ = ["check_environment", "check_same_config", "check_strategy"]
 
 
-def check_environment(environment: Mapping[str, str], num_nodes: int) -> None:
-    """Checks that processes which something else started know where to meet.
+def check_environment(strategy: Strategy, environment: Mapping[str, str]) -> None:
+    """Checks that processes which torchrun or a script of the user's started know where to meet.
 
     Args:
+        strategy: of the trainer.
         environment: the environment variables.
-        num_nodes: machines of the run.
 
     Raises:
         ConfigError: they would each wait somewhere else.
     """
-    by_slurm = "SLURM_PROCID" in environment and int(environment.get("SLURM_NTASKS", 1)) > 1
-    several = num_nodes > 1 or int(environment.get("WORLD_SIZE", 1)) > 1
-    if not several or by_slurm or (dist.is_available() and dist.is_initialized()):
+    finds_by_itself = not isinstance(
+        getattr(strategy, "cluster_environment", None), (LightningEnvironment, TorchElasticEnvironment)
+    )
+    several = getattr(strategy, "num_nodes", 1) > 1 or int(environment.get("WORLD_SIZE", 1)) > 1
+    if finds_by_itself or not several or (dist.is_available() and dist.is_initialized()):
         return
     if missing := [name for name in ("MASTER_ADDR", "MASTER_PORT") if name not in environment]:
         raise ConfigError(

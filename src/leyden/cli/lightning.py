@@ -169,6 +169,7 @@ class LeydenCLI(LightningCLI):
             while str(cause).startswith("Does not validate") and cause.__cause__ is not None:
                 cause = cause.__cause__
             raise cause from None
+        check_environment(self.trainer.strategy, os.environ)
         for logger in self.trainer.loggers:
             if isinstance(logger, WandbLogger) and logger._wandb_init["anonymous"] is None:
                 del logger._wandb_init["anonymous"]  # only its being there makes W&B warn that it has no effect
@@ -183,7 +184,6 @@ class LeydenCLI(LightningCLI):
         """
         settings, arguments = self.settings, self.arguments
         check_strategy(settings.trainer.strategy)
-        check_environment(os.environ, settings.trainer.num_nodes)
         loggers = list(_classes(settings.trainer.logger))
         checkpoint = settings.get("ckpt_path")
         tested = run_of_checkpoint(checkpoint) if checkpoint and self.command != "fit" else None
