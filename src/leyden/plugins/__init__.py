@@ -1,4 +1,4 @@
-"""Lightning plug-ins: checkpoint input and output, loggers."""
+"""Lightning plug-ins: checkpoint input and output, strategies, loggers."""
 
 import lazy_loader as _lazy
 
