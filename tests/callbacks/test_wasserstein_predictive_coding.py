@@ -7,7 +7,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
 from leyden.callbacks import WassersteinPredictiveCoding
-from leyden.core import rank
+from leyden.core import Outputs, rank
 from leyden.data import Digits, StackedDigits
 from leyden.losses import lipschitz_penalty, wasserstein_dependency_loss
 from leyden.methods import Classification
@@ -87,6 +87,10 @@ def test_bad_input():
         fit(WassersteinPredictiveCoding(), MLP(64, 10), Digits(num_train=64))
     with pytest.raises(MisconfigurationException, match="is a batch norm, which mixes them"):
         fit(WassersteinPredictiveCoding(), ConvNet(1, 10, width=4), Digits(num_train=64))
+    callback, method, batch = example()
+    outputs = Outputs(logits=torch.zeros(8, 2, 3), features=torch.zeros(8, 2, 8))
+    with pytest.raises(MisconfigurationException, match=r"needs features \[N, D\], got shape \(8, 2, 8\)"):
+        callback.loss_terms(method, batch, outputs, {})
 
 
 def gradients(callback, method, batch):

@@ -69,10 +69,20 @@ class WassersteinPredictiveCoding(DoubleBackward):
                 )
 
     def loss_terms(self, method: Method, batch: Batch, outputs: Outputs, terms: Terms) -> Terms:
-        """Adds ``wpc`` and ``lipschitz``."""
+        """Adds ``wpc`` and ``lipschitz``.
+
+        Raises:
+            ValueError: there is no second view.
+            MisconfigurationException: there are several rows of features per sample.
+        """
         require_keys(batch, "input_2", user="WassersteinPredictiveCoding")
         assert self._similarity is not None
         assert outputs.features is not None
+        if outputs.features.ndim != 2:
+            raise MisconfigurationException(
+                f"WassersteinPredictiveCoding needs features [N, D], got shape {tuple(outputs.features.shape)}: use a "
+                "network that gives one row per sample"
+            )
         similarity, features = self._similarity, method.network.features
         first = all_gather_rows_with_grad(similarity(outputs.features))
         second = all_gather_rows_with_grad(features(batch["input_2"]))
