@@ -42,12 +42,12 @@ class RotatedDigits(Digits):
             tensors, sources = cast(TensorDictDataset, part).tensors, cast(TensorDictDataset, part).sources
             angles, first = (self.test_angles, len(self.angles)) if name == "test" else (self.angles, 0)
             domain = torch.arange(len(tensors["target"])) % len(angles)  # the order is random
-            turned = _rotate(tensors["input"], torch.tensor(angles)[domain])
+            turned = rotated(tensors["input"], torch.tensor(angles)[domain])
             parts[name] = TensorDictDataset(tensors | {"input": turned, "domain": first + domain}, sources=sources)
         return parts
 
 
-def _rotate(images: Tensor, degrees: Tensor) -> Tensor:
+def rotated(images: Tensor, degrees: Tensor) -> Tensor:
     """Turns images ``[N, C, H, W]`` counterclockwise by ``[N]`` degrees about their middle; bilinear, 0 outside."""
     cos, sin = degrees.deg2rad().cos(), degrees.deg2rad().sin()
     zero = torch.zeros_like(cos)

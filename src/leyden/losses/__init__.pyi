@@ -63,6 +63,11 @@ from .proximal_matching import proximal_matching_gamma as proximal_matching_gamm
 from .proximal_matching import proximal_matching_loss as proximal_matching_loss
 from .proximal_matching import proximal_prior as proximal_prior
 from .reduction import reduce_loss as reduce_loss
+from .rmt import MultiviewContrastive as MultiviewContrastive
+from .rmt import SoftSymmetricCrossEntropy as SoftSymmetricCrossEntropy
+from .rmt import multiview_contrastive_loss as multiview_contrastive_loss
+from .rmt import nearest_prototype as nearest_prototype
+from .rmt import soft_symmetric_cross_entropy_loss as soft_symmetric_cross_entropy_loss
 from .saf import TrajectoryLoss as TrajectoryLoss
 from .saf import trajectory_loss as trajectory_loss
 from .small_loss import forget_rate_at as forget_rate_at

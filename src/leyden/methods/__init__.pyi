@@ -10,6 +10,7 @@ from .language_modeling import LanguageModeling as LanguageModeling
 from .manifold_linearizing import ManifoldLinearizing as ManifoldLinearizing
 from .offline_optimization import OfflineOptimization as OfflineOptimization
 from .regression import Regression as Regression
+from .rmt import RobustMeanTeacher as RobustMeanTeacher
 from .self_tuning import SelfTuning as SelfTuning
 from .td_prediction import TDPrediction as TDPrediction
 from .udim import UDIM as UDIM
