@@ -197,7 +197,7 @@ class ConsistencyTraining(Method):
         if "teacher" in self.frozen:
             cast(EMATeacher, self.frozen["teacher"]).update(self.network, self.global_step + 1)
 
-    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+    def on_validation_batch_end(self, outputs: Any, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Logs samples as pictures, once in a validation."""
         if batch_idx or not self.num_pictures or self.trainer.sanity_checking or batch["input"].ndim != 4:
             return

@@ -4,6 +4,7 @@ Models Beat GANs on Image Synthesis", 2021, arXiv 2105.05233)."""
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -76,14 +77,14 @@ class UNet(nn.Module):
         across = []
         for level, blocks in enumerate(self.down):
             x = functional.avg_pool2d(x, 2) if level else x
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, embedding)
             across.append(x)
         x = self.middle(x, embedding)
         for level, blocks in enumerate(self.up):
             x = functional.interpolate(x, scale_factor=2.0) if level else x
             x = torch.cat([x, across.pop()], 1)
-            for block in blocks:
+            for block in cast(nn.ModuleList, blocks):
                 x = block(x, embedding)
         return self.out(x)
 
