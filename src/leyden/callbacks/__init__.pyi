@@ -20,6 +20,7 @@ from .ignite import ignite_multiplier as ignite_multiplier
 from .initial_weights import InitialWeights as InitialWeights
 from .last_checkpoint import LastCheckpoint as LastCheckpoint
 from .lazy_checkpointing import LazyCheckpointing as LazyCheckpointing
+from .lcsc import LCSC as LCSC
 from .learned_proximal import ConvexWeights as ConvexWeights
 from .learned_proximal import ProximalMatchingSchedule as ProximalMatchingSchedule
 from .lora import LoRA as LoRA

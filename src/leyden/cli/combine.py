@@ -20,6 +20,7 @@ METHODS: dict[str, tuple[str, ...]] = {
     "average": ("weights",),
     "ema": ("decay",),
     "greedy-soup": (),
+    "lcsc": ("iterations", "seed"),
     "slerp": ("t",),
     "task-arithmetic": ("base", "scale"),
     "ties": ("base", "scale", "trim_rate"),
@@ -38,6 +39,7 @@ class Combination:
         metric: name of a metric, ``val/...`` or ``test/...``, that the result is evaluated by.
         mode: whether more (``max``) or less (``min``) of the metric is better; by its name if None.
         data: config file with other data to evaluate on.
+        report: name of another metric of the result, of data that it was not chosen by.
         base: file of the weights before fine-tuning.
         options: of the method.
     """
@@ -47,6 +49,7 @@ class Combination:
     metric: str | None = None
     mode: str | None = None
     data: str | None = None
+    report: str | None = None
     base: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
@@ -72,8 +75,9 @@ def combine(argv: Sequence[str]) -> int:
         help="checkpoints of Lightning or safetensors; those of one folder or pattern in the order of their steps",
     )
     parser.add_argument("--method", required=True, choices=METHODS)
-    parser.add_argument("--metric", help="evaluate the result: val/accuracy, test/loss, ... (needed by greedy-soup)")
+    parser.add_argument("--metric", help="evaluate the result: val/accuracy, ... (greedy-soup and lcsc choose by it)")
     parser.add_argument("--mode", choices=("max", "min"), help="whether more or less is better (default: by the name)")
+    parser.add_argument("--report", metavar="METRIC", help="lcsc: of data that it is not chosen by: test/accuracy, ...")
     parser.add_argument("--data", metavar="FILE", help="config file with other data than those of the run")
     parser.add_argument("--weights", nargs="+", type=float, help="average: one per checkpoint (default: all alike)")
     parser.add_argument("--decay", type=float, help="ema: of the moving average, the first being its start (0.9)")
@@ -83,7 +87,8 @@ def combine(argv: Sequence[str]) -> int:
     parser.add_argument("--trim_rate", type=float, help="ties: share of the smallest changes that is dropped (0.8)")
     parser.add_argument("--drop_rate", type=float, help="dare: share of the changes that is dropped (0.9)")
     parser.add_argument("--rescale", type=float, help="dare: what the others are divided by (1 - drop_rate)")
-    parser.add_argument("--seed", type=int, help="dare: which are dropped (0)")
+    parser.add_argument("--iterations", type=int, help="lcsc: combinations that are tried (500)")
+    parser.add_argument("--seed", type=int, help="dare: which are dropped; lcsc: of the search (0)")
     parser.add_argument("--output", type=Path, metavar="FILE", help=".ckpt, or .safetensors of the network alone")
     parser.add_argument("--name", help="of the folder logs/combine/NAME, without --output (default: the time)")
     parser.add_argument("-c", "--config", action="append", default=[], help="config, if it is not that of the run")
@@ -98,6 +103,7 @@ def combine(argv: Sequence[str]) -> int:
             arguments.metric,
             arguments.mode,
             arguments.data,
+            arguments.report,
             given.pop("base"),
             {name: value for name, value in given.items() if value is not None},
         )
@@ -109,7 +115,7 @@ def combine(argv: Sequence[str]) -> int:
 
 
 def read_combination(arguments: Mapping[str, Any]) -> Combination:
-    """Sorts arguments by name: ``ckpts``, ``method``, ``metric``, ``mode``, ``data``, ``base``, options.
+    """Sorts arguments by name: ``ckpts``, ``method``, ``metric``, ``mode``, ``data``, ``report``, ``base``, options.
 
     Raises:
         ConfigError: one is missing, wrong, or does not belong to the others.
@@ -145,12 +151,19 @@ def check_combination(combination: Combination) -> None:
     if "base" in METHODS[method] and combination.base is None:
         raise ConfigError(f"{method} needs base: the weights before fine-tuning")
     if combination.metric is None:
-        if method == "greedy-soup":
-            raise ConfigError("greedy-soup needs a metric to choose by, such as val/accuracy")
+        if method in ("greedy-soup", "lcsc"):
+            raise ConfigError(f"{method} needs a metric to choose by, such as val/accuracy")
         if combination.data is not None:
             raise ConfigError("data is what a metric is computed on: name a metric too")
     elif combination.metric.partition("/")[0] not in ("val", "test"):
         raise ConfigError(f"metric must begin with val/ or test/, got {combination.metric!r}")
+    if combination.report is not None:
+        if method != "lcsc":
+            raise ConfigError(f"{method} takes no report; it belongs to lcsc")
+        if combination.report.partition("/")[0] not in ("val", "test"):
+            raise ConfigError(f"report must begin with val/ or test/, got {combination.report!r}")
+    if combination.options.get("iterations", 0) < 0:
+        raise ConfigError(f"iterations must be at least 0, got {combination.options['iterations']}")
 
 
 def _combine(
@@ -178,6 +191,8 @@ def _combine(
 
         with replace_file(output.parent.parent / "config.yaml") as file:  # of the run that it could have been
             file.write(run.config.read_bytes())
-    shown = "".join(f", {key} {value:.4f}" for key, value in metrics.items() if key == combination.metric)
+    shown = "".join(
+        f", {key} {value:.4f}" for key, value in metrics.items() if key in (combination.metric, combination.report)
+    )
     print(f"leyden: {output}: {combination.method} of {len(files)} checkpoints{shown}", file=sys.stderr)
     return 0

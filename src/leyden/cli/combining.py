@@ -18,7 +18,7 @@ from torch import Tensor
 
 import leyden
 from leyden.cli.combine import Combination
-from leyden.cli.config import ConfigError, Section
+from leyden.cli.config import ConfigError, Section, plain
 from leyden.cli.evaluation import Evaluation
 from leyden.core.replace_file import replace_file
 from leyden.metrics.direction import default_mode
@@ -29,10 +29,12 @@ from leyden.weights import (
     average,
     combine,
     ema_coefficients,
+    lcsc_search,
     pack_weights,
     select_greedy,
     slerp,
 )
+from leyden.weights._journal import Journal
 from leyden.weights.dare import lazy_dare
 from leyden.weights.task_vectors import lazy_task_vector
 from leyden.weights.ties import merge_task_vectors
@@ -130,17 +132,25 @@ def combine_files(
 
     def score(state: dict[str, Tensor]) -> float:
         value = _metric(evaluate(state), combination.metric or "")
-        print(f"leyden: {combination.metric} {value:.4f}", file=sys.stderr)
+        if combination.method != "lcsc":  # which asks hundreds of times
+            print(f"leyden: {combination.metric} {value:.4f}", file=sys.stderr)
         return value if (combination.mode or default_mode(combination.metric or "")) == "max" else -value
 
+    journal = Journal(output.with_name(f".{output.name}.search"), _search_settings(combination, files, loaded))
     with _progress(combination, files):
-        state, how = _run(combination, files, score)
+        state, how = _run(combination, files, score, journal)
     metrics = evaluate(state) if combination.metric is not None or measures else {}
     if combination.metric is not None:
         _metric(metrics, combination.metric)
     if measures and evaluation is not None:
         state |= {name: value for name, value in evaluation.statistics().items() if name in state}
     shown = metrics if combination.metric is not None else {}
+    if combination.report is not None and loaded is not None:
+        # statistics of BatchNorm, if there are any, are those that were measured
+        other = Evaluation(*loaded, folder, "test" if combination.report.startswith("test/") else "validate")
+        reported = other.metrics(state)
+        _metric(reported, combination.report)
+        shown = reported | shown
     provenance = {
         **{key: value for key, value in asdict(combination).items() if value is not None},
         "ckpts": [{"path": str(file.path), "step": file.header.get("global_step")} for file in files],
@@ -150,10 +160,26 @@ def combine_files(
         "versions": {"leyden": leyden.__version__, "torch": torch.__version__},
     }
     _write(output, state, files[-1], json.dumps(provenance))
+    journal.path.unlink(missing_ok=True)
     return shown
 
 
-def _run(combination: Combination, files: list[WatchedFile], score: Score) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _search_settings(
+    combination: Combination, files: list[WatchedFile], loaded: tuple[Section, list[Path]] | None
+) -> dict[str, Any]:
+    """All that the values of a search depend on; more iterations only make it longer."""
+    return {
+        "ckpts": [(str(file.path.resolve()), file.path.stat().st_mtime_ns) for file in files],
+        "metric": combination.metric,
+        "mode": combination.mode,
+        "seed": combination.options.get("seed", 0),
+        "config": None if loaded is None else str(plain(loaded[0])),
+    }
+
+
+def _run(
+    combination: Combination, files: list[WatchedFile], score: Score, journal: Journal
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Returns the combined state dict, and what is to be known of it."""
     method, options = combination.method, combination.options
     if method in ("average", "ema"):
@@ -168,6 +194,22 @@ def _run(combination: Combination, files: list[WatchedFile], score: Score) -> tu
     if method == "greedy-soup":
         chosen = select_greedy(files, score)
         return average([files[number] for number in chosen]), {"chosen": [str(files[n].path) for n in chosen]}
+    if method == "lcsc":
+        known = journal.read()
+
+        def evaluate(coefficients: Tensor) -> float:
+            value = -score(combine(files, coefficients))
+            journal.add(value)
+            return value
+
+        best, _ = lcsc_search(
+            evaluate,
+            len(files),
+            iterations=options.get("iterations", 500),
+            known=known,
+            generator=torch.Generator().manual_seed(options.get("seed", 0)),
+        )
+        return combine(files, best), {"coefficients": best.tolist()}
     if method == "slerp":
         if len(files) != 2:
             raise ConfigError(f"slerp combines two checkpoints, got {len(files)}")

@@ -18,6 +18,7 @@ from .ema import power_ema_decay as power_ema_decay
 from .files import WeightsFile as WeightsFile
 from .files import load_weights as load_weights
 from .files import pack_weights as pack_weights
+from .lcsc import lcsc_search as lcsc_search
 from .prune import magnitude_prune as magnitude_prune
 from .prune import nm_mask as nm_mask
 from .prune import nm_prune as nm_prune
