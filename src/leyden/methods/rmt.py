@@ -1,5 +1,8 @@
 """Robust mean teacher (M. Döbler, R. A. Marsden, B. Yang, "Robust Mean Teacher for Continual and Gradual Test-Time
-Adaptation", 2022, arXiv 2211.13081; authors' code: mariodoebler/test-time-adaptation)."""
+Adaptation", 2022, arXiv 2211.13081; authors' code: mariodoebler/test-time-adaptation).
+
+The authors' code keeps dropout where a network has it; here there is none on the stream.
+"""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -177,7 +180,7 @@ class RobustMeanTeacher(Classification):
             for optimizer in self.trainer.optimizers:
                 optimizer.state.clear()
             if self.contrastive_weight:
-                self._measure_prototypes()
+                self.with_whole_parameters(self._measure_prototypes)
         if batch_idx == 0 and self.phase == "stream":
             self.online.zero_()
 
@@ -221,7 +224,7 @@ class RobustMeanTeacher(Classification):
         return outputs
 
     def loss_terms(self, batch: Batch, outputs: Outputs) -> Terms:
-        """Returns ``task``; on the stream it is the one of ``self_training``, ``contrastive`` and ``source``."""
+        """Returns ``task``, the loss or the cross entropy with the teacher; on the stream what else has a weight."""
         teacher_logits = outputs.extra.get("teacher_logits")
         if teacher_logits is None:
             return self._with_projector(super().loss_terms(batch, outputs))
