@@ -94,3 +94,11 @@ def test_unfitting_set_ups_are_refused(tmp_path):
         Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False).fit(
             Bilevel(MLP(13, 3, ())), loader, loader
         )
+
+
+def test_a_checkpoint_can_be_read_without_a_trainer(tmp_path):
+    method = Bilevel(MLP(13, 3, ()), step_size=10.0)
+    fit(tmp_path, method, steps=1).save_checkpoint(tmp_path / "fit.ckpt")
+    read = Bilevel.load_from_checkpoint(tmp_path / "fit.ckpt", weights_only=True, network=MLP(13, 3, ()).double())
+    assert torch.equal(read.log_l2, method.log_l2)
+    assert torch.equal(read.network.head.weight, method.network.head.weight)

@@ -163,3 +163,11 @@ def test_soft_targets_and_a_loss_of_ones_own():
         for t in (target, functional.one_hot(target, 10).float())
     )
     torch.testing.assert_close(hard, soft)
+
+
+def test_a_checkpoint_can_be_read_without_a_trainer(tmp_path):
+    method = SelfTuning(network(), warmup_epochs=0, hparam_lr=0.1, optimizer=SGD)
+    fit(tmp_path, method).save_checkpoint(tmp_path / "fit.ckpt")
+    read = SelfTuning.load_from_checkpoint(tmp_path / "fit.ckpt", weights_only=True, network=network().double())
+    assert torch.equal(read.network.hyperparameters.h, method.network.hyperparameters.h)
+    assert not torch.equal(read.network.hyperparameters.h, network().double().hyperparameters.h)

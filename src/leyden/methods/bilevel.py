@@ -56,6 +56,7 @@ class Bilevel(Classification):
         super().__init__(network, **kwargs)
         self.settings: dict[str, Any] = {"epsilon": epsilon, "delta": delta, "step_size": step_size}
         self.register_buffer("log_l2", torch.full((network.feature_dim + 1,), log_l2, dtype=torch.float64))
+        self._maid: MAID | None = None  # from the start of a fit on
         self._resumed: dict[str, Any] | None = None
 
     def setup(self, stage: str) -> None:
@@ -101,6 +102,7 @@ class Bilevel(Classification):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Makes a step of `MAID`, and evaluates the batch."""
+        assert self._maid is not None
         found = self._maid.step()
         head, weights = cast(nn.Linear, self.network.head), self._maid.x.T  # [C, D + 1]
         with torch.no_grad():
@@ -134,12 +136,13 @@ class Bilevel(Classification):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of `MAID`."""
         super().on_save_checkpoint(checkpoint)
-        checkpoint["method"]["bilevel"] = self._maid.state_dict()
+        if self._maid is not None:
+            checkpoint["method"]["bilevel"] = self._maid.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what `on_save_checkpoint` added for `on_fit_start`."""
         super().on_load_checkpoint(checkpoint)
-        if self.trainer.training:
+        if self._trainer is not None and self.trainer.training:
             self._resumed = checkpoint.get("method", {}).get("bilevel")
 
 

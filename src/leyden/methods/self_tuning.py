@@ -199,7 +199,7 @@ class SelfTuning(Classification):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Keeps what `on_save_checkpoint` added for `on_fit_start`."""
         super().on_load_checkpoint(checkpoint)
-        if self.trainer.training:
+        if self._trainer is not None and self.trainer.training:
             self._resumed = checkpoint.get("method", {}).get("self_tuning")
 
 
