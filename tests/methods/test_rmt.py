@@ -203,3 +203,16 @@ def test_needs_a_source_a_second_view_and_an_end(tmp_path):
         fit(tmp_path, RobustMeanTeacher(network()), data=CorruptedDigits(batch_size=32), epochs=1, precision=32)
     with pytest.raises(MisconfigurationException, match="adapts in the last epoch"):
         fit(tmp_path, RobustMeanTeacher(network()), max_steps=4)
+
+
+def test_half_precision_and_accumulated_micro_batches(tmp_path):
+    method = RobustMeanTeacher(network(), momentum=0.9, warmup_samples=32)
+    views = TwoViews(Compose([]), second=GaussianNoise(0.2))
+    data = CorruptedDigits(batch_size=32, num_train=200, seed=0, augment=views)
+    seen, trainer = fit(tmp_path, method, data=data, epochs=2, precision="bf16-mixed", accumulate_grad_batches=2)
+    assert [len(batch["input"]) for batch in seen.batches] == [16] * 4
+    assert trainer.global_step == 2
+    assert method.online[1] == 32
+    (*_, source), (*_, warmed) = (net.parameters() for net in (seen.students[2], seen.teachers[2]))
+    assert not torch.equal(source, warmed), "the teacher lags behind from the warm-up on"
+    assert all(p.isfinite().all() and p.dtype == torch.float32 for p in method.parameters())
