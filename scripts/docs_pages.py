@@ -143,7 +143,8 @@ def _comparison(comparison: Comparison) -> list[str]:
     experiment, baseline = comparison.experiment, comparison.baseline
     yaml = (ROOT / "configs" / "experiment" / f"{experiment}.yaml").read_text().rstrip()
     lines = [f"## Experiment `{experiment}`", "", "```yaml", yaml, "```", ""]
-    lines += ["```console", f"$ leyden fit -c {experiment}"]
+    command = "run" if "\nstages:" in yaml else "fit -c"
+    lines += ["```console", f"$ leyden {command} {experiment}"]
     lines += [f"$ leyden compare {baseline} {experiment} --metric {comparison.metric} --seeds 5", "```", ""]
     if comparison.evidence not in evidence_slugs():
         return [*lines, "Not measured yet.", ""]

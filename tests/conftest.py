@@ -45,10 +45,16 @@ def _forget_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 # ---- experiments
 
 
+def is_stages_file(path: Path) -> bool:
+    """Whether an experiment is a run of several fits, which tests/resume/test_stages.py tries."""
+    return "\nstages:" in path.read_text()
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Runs a test that takes an ``experiment`` with each of them, as ``-c`` names it."""
     if "experiment" in metafunc.fixturenames:
-        paths = (path.relative_to(EXPERIMENTS).with_suffix("") for path in sorted(EXPERIMENTS.rglob("*.yaml")))
+        fits = (path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if not is_stages_file(path))
+        paths = (path.relative_to(EXPERIMENTS).with_suffix("") for path in fits)
         metafunc.parametrize("experiment", ["default", *(path.as_posix() for path in paths)])
 
 

@@ -13,7 +13,7 @@ from torch.nn.functional import conv2d
 from leyden.cli import main
 from leyden.cli.combining import find_files
 from leyden.data import Digits
-from leyden.weights import CheckpointFile, average
+from leyden.weights import CheckpointFile, add_task_vectors, average, dare, task_vector
 
 QUICK = [
     "--trainer.accelerator=cpu",
@@ -152,7 +152,36 @@ def test_the_other_methods(here, method):
         assert all(not torch.equal(one[name], first[name]) for name in one if name.endswith("weight"))
 
 
+def test_changes_of_one_checkpoint_are_dropped(here, capsys):
+    base, model = ("--base", checkpoint("mlp", 0)), ("--ckpts", checkpoint("mlp", 1))
+    assert combine(*model, "--method=ties", *base, "--trim_rate=0.9", "--output=small.ckpt") == 0
+    start, tuned, _ = states("mlp")
+    delta = torch.cat([(tuned[name] - start[name]).flatten() for name in start]).double()
+    left = torch.load("small.ckpt", weights_only=True)["state_dict"]
+    kept = torch.cat([(left[name] != start[name]).flatten() for name in start])
+    assert int(kept.sum()) == pytest.approx(0.1 * len(delta), abs=2)
+    assert delta[kept].abs().min() >= delta[~kept].abs().max()
+
+    search = ("--drop_rate=0.99", "--rescale=search", "--metric=val/loss", "--trainer.limit_val_batches=1")
+    assert combine(*model, "--method=dare", *base, *search, "--output=found.ckpt") == 0
+    losses = [float(line.split()[-1]) for line in capsys.readouterr().err.splitlines() if ": val/loss" in line]
+    found = torch.load("found.ckpt", weights_only=True)
+    provenance = json.loads(found["provenance"])
+    assert len(losses) == 20
+    best = [number for number, loss in enumerate(losses) if loss == min(losses)]  # as it is printed
+    assert any(provenance["rescale"] == pytest.approx(0.01 * 100 ** (number / 19)) for number in best)
+    expected = dare(
+        task_vector(tuned, start),
+        drop_rate=0.99,
+        rescale=provenance["rescale"],
+        generator=torch.Generator().manual_seed(0),
+    )
+    for name, tensor in add_task_vectors(start, [expected]).items():
+        assert torch.equal(found["state_dict"][name], tensor)
+
+
 WRONG = {
+    "--ckpts MLP --base MLP --method dare --rescale search": "rescale: search needs a metric to choose by",
     "--ckpts nowhere/*.ckpt --method average": "there are no checkpoints nowhere/*.ckpt",
     "--ckpts MLP --method average": "there must be at least two checkpoints, got",
     "--ckpts MLP MLP --method average": "is named twice",

@@ -15,6 +15,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 import leyden
 from leyden.cli import compare_worker, main
 from leyden.cli.compare_worker import finished_result
+from leyden.cli.compared_arms import load_arm
 
 NETWORK = """\
 # A baseline: a tiny network.
@@ -198,6 +199,12 @@ def test_stages_against_a_config_and_against_each_other(configs, capsys):
     capsys.readouterr()
     assert main(["compare", "stages.yaml:experts", "stages.yaml:student", "--seeds=2", "--name=again"]) == 0
     assert capsys.readouterr().out.count("(finished before)") == 4
+
+
+def test_stages_that_only_combine_otherwise_are_told_apart():
+    one, other = (load_arm(name, [], [0])[0] for name in ("weights/dare", "weights/dare_99"))
+    assert one.key != other.key
+    assert one.key == load_arm("weights/dare", [], [1])[0].key
 
 
 EVALUATOR = """\

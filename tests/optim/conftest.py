@@ -12,7 +12,7 @@ def force_foreach(monkeypatch):
     """``force_foreach()`` makes optimizers work by ``_foreach_`` over lists, as they do on a GPU."""
 
     def force():
-        for name in ("adam_s", "lamb", "lars", "root", "sophia", "spam", "stable_spam"):
+        for name in ("adam_r", "adam_s", "lamb", "lars", "root", "sophia", "spam", "stable_spam"):
             module = importlib.import_module(f"{leyden.optim.__name__}.{name}")
             monkeypatch.setattr(module, "is_loop_faster", lambda *lists: False)
 

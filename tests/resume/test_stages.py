@@ -13,7 +13,11 @@ import torch
 from leyden.callbacks import LastCheckpoint
 from leyden.cli import main
 
-EXAMPLES = Path(__file__).parents[2] / "configs" / "stages"
+CONFIGS = Path(__file__).parents[2] / "configs"
+EXAMPLES = {path.stem: path for path in sorted((CONFIGS / "stages").glob("*.yaml"))}
+EXPERIMENTS = {
+    path.stem: path for path in sorted((CONFIGS / "experiment").rglob("*.yaml")) if "\nstages:" in path.read_text()
+}
 SETTINGS = [
     "trainer.accelerator=cpu",
     "trainer.max_epochs=2",
@@ -68,7 +72,7 @@ def command(tmp_path, monkeypatch):
     """Arguments that run an example, with fewer rounds and members so that it is quick."""
 
     def command(example: str, name: str) -> list[str]:
-        text = (EXAMPLES / f"{example}.yaml").read_text()
+        text = (EXAMPLES | EXPERIMENTS)[example].read_text()
         if example == "class_incremental":
             text = text.replace("rounds: 5", "rounds: 2")
         elif example == "soup":
@@ -77,8 +81,15 @@ def command(tmp_path, monkeypatch):
             few = "{class_path: leyden.data.Digits, init_args: {num_train: 100}}"
             text = text.replace("source: leyden.data.Digits", f"source: {few}").replace("images_per_class: 10, ", "")
             text = text.replace("members: 3", "members: 2")
+        settings = SETTINGS
+        if "leyden.models.MLP" in text:
+            text = text.replace("[512, 512]", "[16]")
+            settings = [setting for setting in settings if not setting.startswith("model.network.width")]
+        if "leyden.nn.ConcatenatedFeatures" in text:  # of networks whose settings the file has
+            text = text.replace("members: 5", "members: 2")
+            settings = [setting for setting in settings if not setting.startswith("model.network.")]
         Path(f"{example}.yaml").write_text(text)
-        return ["run", f"{example}.yaml", f"--name={name}", "--set", *SETTINGS, "--debug"]
+        return ["run", f"{example}.yaml", f"--name={name}", "--set", *settings, "--debug"]
 
     monkeypatch.chdir(tmp_path)
     return command
@@ -111,7 +122,7 @@ def _bits(value):
     return [_bits(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-@pytest.mark.parametrize("example", [path.stem for path in sorted(EXAMPLES.glob("*.yaml"))])
+@pytest.mark.parametrize("example", [*EXAMPLES, *(pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS)])
 def test_stopped_anywhere(command, example, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         whole = Killer(stop)
@@ -133,7 +144,7 @@ def test_stopped_anywhere(command, example, monkeypatch, capsys):
 
 EXAMPLE_KILLS = [
     ("distillation", 2),
-    *(pytest.param(path.stem, 5, marks=pytest.mark.slow) for path in sorted(EXAMPLES.glob("*.yaml"))),
+    *(pytest.param(example, 5, marks=pytest.mark.slow) for example in EXAMPLES | EXPERIMENTS),
 ]
 
 

@@ -213,10 +213,10 @@ def test_search_rescale():
         tried.append(q)
         return (q - 0.54) ** 2
 
-    assert search_rescale(loss, 0.9, steps=10) == pytest.approx(0.5)  # of 0.1, 0.2, ...
-    assert tried[0] == pytest.approx(0.1)
-    assert tried[-1] == 1.0
-    assert search_rescale(lambda q: math.nan if q < 0.5 else q, 0.9, steps=10) == pytest.approx(0.5)
+    assert search_rescale(loss, 0.9375, steps=5) == 0.5
+    assert tried == [0.0625, 0.125, 0.25, 0.5, 1.0]
+    assert search_rescale(lambda q: math.nan if q < 0.2 else q, 0.9375, steps=5) == 0.25
+    assert search_rescale(lambda q: q, 0.9, steps=1) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize(

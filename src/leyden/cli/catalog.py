@@ -12,7 +12,7 @@ from typing import Any
 from leyden.catalog.evidence import read_evidence
 from leyden.catalog.papers import Comparison, Paper, read_paper, search
 from leyden.catalog.parts import describe_part
-from leyden.cli.config import config_folder, find_config
+from leyden.cli.config import config_folder, find_config, read_config
 
 __all__ = ["papers", "results", "show"]
 
@@ -104,14 +104,20 @@ def _part(path: str) -> str:
 
 def _comparison(comparison: Comparison) -> str:
     experiment, baseline = comparison.experiment, comparison.baseline
-    yaml_text = textwrap.indent(find_config(f"experiment/{experiment}").read_text().rstrip(), "  ")
+    path = find_config(f"experiment/{experiment}")
+    if "stages" in read_config(path):
+        how = ["Run it, or compare it with its baseline", f"  leyden run {experiment}"]
+    else:
+        how = [
+            "Run it, put it on top of your own config, or compare it with its baseline",
+            f"  leyden fit -c {experiment}",
+            f"  leyden fit -c {experiment} -c YOUR.yaml",
+        ]
     lines = [
         f"Experiment {experiment}",
-        yaml_text,
+        textwrap.indent(path.read_text().rstrip(), "  "),
         "",
-        "Run it, put it on top of your own config, or compare it with its baseline",
-        f"  leyden fit -c {experiment}",
-        f"  leyden fit -c {experiment} -c YOUR.yaml",
+        *how,
         f"  leyden compare {baseline} {experiment} --metric {comparison.metric}",
         "",
         _evidence(comparison),

@@ -53,6 +53,11 @@ class Combination:
     base: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def at_least(self) -> int:
+        """How many checkpoints it takes: beside a base, one."""
+        return 2 if self.base is None else 1
+
 
 def combine(argv: Sequence[str]) -> int:
     """Combines checkpoints.
@@ -86,7 +91,11 @@ def combine(argv: Sequence[str]) -> int:
     parser.add_argument("--scale", type=float, help="task-arithmetic, ties, dare: of the sum of changes (1.0)")
     parser.add_argument("--trim_rate", type=float, help="ties: share of the smallest changes that is dropped (0.8)")
     parser.add_argument("--drop_rate", type=float, help="dare: share of the changes that is dropped (0.9)")
-    parser.add_argument("--rescale", type=float, help="dare: what the others are divided by (1 - drop_rate)")
+    parser.add_argument(
+        "--rescale",
+        type=lambda text: text if text == "search" else float(text),
+        help="dare: what the others are divided by (1 - drop_rate); search: what has the best metric (DAREx-q)",
+    )
     parser.add_argument("--iterations", type=int, help="lcsc: combinations that are tried (500)")
     parser.add_argument("--seed", type=int, help="dare: which are dropped; lcsc: of the search (0)")
     parser.add_argument("--output", type=Path, metavar="FILE", help=".ckpt, or .safetensors of the network alone")
@@ -124,6 +133,7 @@ def read_combination(arguments: Mapping[str, Any]) -> Combination:
         if name not in arguments:
             raise ConfigError(f"combine needs {name}")
     own = {name: value for name, value in arguments.items() if name in Combination.__dataclass_fields__}
+    own["ckpts"] = [own["ckpts"]] if isinstance(own["ckpts"], str) else own["ckpts"]
     combination = Combination(**own, options={name: arguments[name] for name in arguments.keys() - own.keys()})
     check_combination(combination)
     return combination
@@ -143,6 +153,10 @@ def check_combination(combination: Combination) -> None:
             able = ", ".join(other for other, names in METHODS.items() if name in names)
             raise ConfigError(f"{method} takes no {name}; it belongs to {able}" if able else f"there is no {name!r}")
     for name, value in combination.options.items():
+        if name == "rescale" and value == "search":
+            if combination.metric is None:
+                raise ConfigError("rescale: search needs a metric to choose by, such as val/loss")
+            continue
         parts = value if name == "weights" and isinstance(value, list) else [value]
         if not all(isinstance(part, numbers.Real) and not isinstance(part, bool) for part in parts):
             raise ConfigError(f"{name} must be a number{' per checkpoint' if name == 'weights' else ''}, got {value!r}")
@@ -172,7 +186,7 @@ def _combine(
     # torch takes seconds to import
     from leyden.cli.combining import combine_files, find_files
 
-    files = find_files(combination.ckpts)
+    files = find_files(combination.ckpts, combination.at_least)
     run = run_of_checkpoint(str(files[0].path))
     loaded = None
     if config or run is not None:

@@ -31,6 +31,7 @@ from leyden.weights import (
     ema_coefficients,
     lcsc_search,
     pack_weights,
+    search_rescale,
     select_greedy,
     slerp,
 )
@@ -62,11 +63,11 @@ class WatchedFile(CheckpointFile):
         return tensor
 
 
-def find_files(patterns: list[str]) -> list[WatchedFile]:
+def find_files(patterns: list[str], at_least: int = 2) -> list[WatchedFile]:
     """Opens checkpoints; those of one folder or pattern in the order of their steps, then of their names.
 
     Raises:
-        ConfigError: there are fewer than two, or one is named twice.
+        ConfigError: there are fewer than ``at_least``, or one is named twice.
         ValueError: a file holds something else.
     """
     found: list[WatchedFile] = []
@@ -84,7 +85,7 @@ def find_files(patterns: list[str]) -> list[WatchedFile]:
     names = [file.path.resolve() for file in found]
     if twice := next((name for name in names if names.count(name) > 1), None):
         raise ConfigError(f"{twice} is named twice")
-    if len(found) < 2:
+    if len(found) < at_least:
         raise ConfigError(f"there must be at least two checkpoints, got {found[0].path} alone")
     return found
 
@@ -216,18 +217,26 @@ def _run(
         return slerp(files[0], files[1], **options), {}
     base = CheckpointFile(combination.base or "")
     scale = options.get("scale", 1.0)
-    if method.startswith("dare"):
-        dropping = {"drop_rate": options.get("drop_rate", 0.9), "rescale": options.get("rescale")}
-        seeds = [torch.Generator().manual_seed(options.get("seed", 0) + number) for number in range(len(files))]
-        vectors = [
-            lazy_dare(lazy_task_vector(file, base), generator=seed, **dropping)
-            for file, seed in zip(files, seeds, strict=True)
-        ]
-    else:
-        vectors = [lazy_task_vector(file, base) for file in files]
-    if method.endswith("ties"):
-        return merge_task_vectors(base, vectors, trim_rate=options.get("trim_rate", 0.8), scale=scale), {}
-    return add_task_vectors(base, vectors, scale=scale), {}
+    vectors = [lazy_task_vector(file, base) for file in files]
+    drop_rate, seed = options.get("drop_rate", 0.9), options.get("seed", 0)
+
+    def merged(rescale: float | None) -> dict[str, Tensor]:
+        deltas = vectors
+        if method.startswith("dare"):
+            own = [torch.Generator().manual_seed(seed + number) for number in range(len(files))]
+            deltas = [
+                lazy_dare(vector, drop_rate=drop_rate, rescale=rescale, generator=generator)
+                for vector, generator in zip(vectors, own, strict=True)
+            ]
+        if method.endswith("ties"):
+            return merge_task_vectors(base, deltas, trim_rate=options.get("trim_rate", 0.8), scale=scale)
+        return add_task_vectors(base, deltas, scale=scale)
+
+    rescale = options.get("rescale")
+    if rescale != "search":
+        return merged(rescale), {}
+    rescale = search_rescale(lambda q: -score(merged(q)), drop_rate)
+    return merged(rescale), {"rescale": rescale}
 
 
 def _write(output: Path, state: dict[str, Tensor], last: CheckpointFile, provenance: str) -> None:

@@ -206,7 +206,7 @@ def _check_stage(stage: Stage, tree: Section, files: list[Path]) -> dict[str, An
         resolved = _parse(command, tree, files)
         if stage.run != "evaluate":
             _check_metrics(stage, resolved, command, numbers)
-            return resolved
+            return resolved | ({"combine": plain(arguments)} if stage.run == "combine" else {})
     return {"class_path": stage.function, "init_args": arguments}
 
 

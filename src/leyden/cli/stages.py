@@ -386,7 +386,8 @@ def _check_references(stages: Stages) -> None:
             takes_checkpoint = key == CHECKPOINT_KEYS.get(stage.run) or (stage.run == "combine" and key == "base")
             if takes_checkpoint and source.what != "checkpoint":
                 raise ConfigError(f"{source.origin}: {key} takes a checkpoint, {source} is none")
-            if stage.run == "combine" and key == "ckpts" and (giver.members is None or source.same_member):
+            one = giver.members is None or source.same_member
+            if stage.run == "combine" and key == "ckpts" and one and "base" not in stage.takes:
                 raise ConfigError(f"{source.origin}: {stage.name} combines members, which {giver.name} has none of")
     for loop in stages.loops:
         if loop.until is None:

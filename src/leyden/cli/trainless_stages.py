@@ -63,7 +63,7 @@ def combine_checkpoints(task: "Task") -> tuple[Path, dict[str, float]]:
     combination = read_combination(arguments)
     if combination.data is not None:
         tree = merge_file(tree, read_config(find_config(combination.data)))
-    files = find_files(combination.ckpts)
+    files = find_files(combination.ckpts, combination.at_least)
     output = task.folder / "checkpoints" / "combined.ckpt"
     metrics = combine_files(combination, files, output, (tree, task.files))
     run = run_of_checkpoint(str(files[0].path))

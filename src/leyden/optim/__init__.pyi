@@ -1,3 +1,4 @@
+from .adam_r import AdamR as AdamR
 from .adam_s import AdamS as AdamS
 from .convex_relu import convex_relu_admm as convex_relu_admm
 from .convex_relu import relu_from_convex as relu_from_convex

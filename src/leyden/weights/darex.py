@@ -57,7 +57,8 @@ def search_rescale(
         evaluate: loss, or change of the outputs, of the model that is pruned with this ``rescale``; lower is better.
         drop_rate: p; the smallest value tried is ``1 - p``, which is DARE.
         upper: the largest value tried.
-        steps: number of values, evenly spaced.
+        steps: number of values, each the same multiple of the one before: near ``1 - p`` the best lies between close
+            values.
 
     Returns:
         The best, of equal ones the smallest.
@@ -69,7 +70,8 @@ def search_rescale(
         raise ValueError(f"drop_rate must lie in [0, 1), got {drop_rate}")
     if upper < 1.0 - drop_rate or steps < 1:
         raise ValueError(f"upper must be at least {1.0 - drop_rate:g} and steps at least 1, got {upper} and {steps}")
-    tried = torch.linspace(1.0 - drop_rate, upper, steps, dtype=torch.float64).tolist()
+    lowest = 1.0 - drop_rate
+    tried = [lowest * (upper / lowest) ** (number / max(steps - 1, 1)) for number in range(steps)]
     losses = [evaluate(value) for value in tried]
     finite = [number for number, loss in enumerate(losses) if math.isfinite(loss)]
     if not finite:
