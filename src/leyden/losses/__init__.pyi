@@ -1,3 +1,7 @@
+from .boosting import BoostingLoss as BoostingLoss
+from .boosting import boosting_init as boosting_init
+from .boosting import boosting_residual as boosting_residual
+from .boosting import boosting_step_size as boosting_step_size
 from .cast import CastLoss as CastLoss
 from .cast import cast_loss as cast_loss
 from .cauchy_schwarz import ConditionalCSDivergence as ConditionalCSDivergence
@@ -43,6 +47,8 @@ from .distance_covariance import joint_distance_covariance as joint_distance_cov
 from .elr import ELRLoss as ELRLoss
 from .elr import elr_loss as elr_loss
 from .elr import elr_update as elr_update
+from .expected_reward import ExpectedReward as ExpectedReward
+from .expected_reward import expected_reward_loss as expected_reward_loss
 from .gaussian_kl import GaussianKL as GaussianKL
 from .gaussian_kl import gaussian_kl as gaussian_kl
 from .gradient_norm import gradient_norm as gradient_norm
@@ -54,6 +60,8 @@ from .kl_dro import CompositionalKLDRO as CompositionalKLDRO
 from .kl_dro import kl_dro_loss as kl_dro_loss
 from .kl_dro import kl_dro_weights as kl_dro_weights
 from .minibatch_aware_l2 import minibatch_aware_l2 as minibatch_aware_l2
+from .multi_head_distillation import MultiHeadDistillation as MultiHeadDistillation
+from .multi_head_distillation import multi_head_distillation_loss as multi_head_distillation_loss
 from .noisefit import NoiseFiTLoss as NoiseFiTLoss
 from .noisefit import noisefit_loss as noisefit_loss
 from .noisefit import noisefit_penalty as noisefit_penalty

@@ -4,6 +4,7 @@ from .adaptive_temperature import transformed_topk_features as transformed_topk_
 from .binary_mask import BinaryMask as BinaryMask
 from .binary_mask import apply_mask_tuning as apply_mask_tuning
 from .binary_mask import binarize as binarize
+from .concatenated_features import ConcatenatedFeatures as ConcatenatedFeatures
 from .consistency import ConsistencyPrecond as ConsistencyPrecond
 from .dfp import DFPConv2d as DFPConv2d
 from .dfp import DFPLinear as DFPLinear
@@ -14,6 +15,7 @@ from .dfp import dfp_matmul as dfp_matmul
 from .dfp import dfp_quantize as dfp_quantize
 from .dice import Dice as Dice
 from .ema_teacher import EMATeacher as EMATeacher
+from .fuse_boosted import fuse_boosted as fuse_boosted
 from .ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
 from .ghost_batch_norm import GhostBatchNorm2d as GhostBatchNorm2d
 from .ghost_batch_norm import GhostBatchNorm3d as GhostBatchNorm3d

@@ -4,6 +4,7 @@ from .combine import combine as combine
 from .combine import ema_coefficients as ema_coefficients
 from .combine import greedy_soup as greedy_soup
 from .combine import select_greedy as select_greedy
+from .concatenate_heads import concatenate_heads as concatenate_heads
 from .dare import dare as dare
 from .darex import darex_q as darex_q
 from .darex import search_rescale as search_rescale
