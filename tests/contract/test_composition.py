@@ -77,6 +77,7 @@ USES = {
     "GradientNormPenalty": Use(),
     "LazyCheckpointing": Use(plugin=LazyAsyncCheckpointIO, observes=True),
     "IGNITE": Use({"weight": 0.1, "output": "logsumexp"}),
+    "LCSC": Use({"every_n_steps": 2, "iterations": 2}, observes=True),  # combines when the last checkpoint is written
     "LoRA": Use({"rank": 2, "skip": ["head"]}),
     "MaskTuning": Use({"threshold": 9e-3, "skip": ["head"]}),
     "MESA": Use({"decay": 0.5, "start_epoch": 0}),
@@ -136,6 +137,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
 
 # callbacks that cannot do with sharded parameters, and what they say
 NEED_WHOLE_PARAMETERS = {
+    "LCSC": "LCSC keeps whole parameters",
     "DPSGD": "DPSGD needs whole parameters",
     "GradientDropout": "GradientDropout differentiates by whole parameters",
     "GradientNormPenalty": "GradientNormPenalty differentiates by whole parameters",
