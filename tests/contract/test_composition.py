@@ -7,6 +7,7 @@ step, and stand in the docs. With sharded parameters every callback does what it
 """
 
 import itertools
+import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -29,6 +30,7 @@ from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
 from leyden.models import TransformerBlock
 from leyden.plugins import AtomicCheckpointIO, FSDP2Strategy, LazyAsyncCheckpointIO, read_checkpoint
+from leyden.weights import pack_weights
 
 DOCS = Path(leyden.__file__).parents[2] / "docs" / "how-to" / "composing-methods.md"
 
@@ -44,6 +46,7 @@ class Use:
         beside: another callback that it needs.
         soft: it needs soft targets.
         views: it needs a second view, and no batch norm.
+        weights: it needs ``checkpoints``, a file of weights; it gets those that the fit starts from.
         observes: it looks on, and the weights are the same without it.
     """
 
@@ -53,6 +56,7 @@ class Use:
     beside: str | None = None
     soft: bool = False
     views: bool = False
+    weights: bool = False
     observes: bool = False
 
 
@@ -91,6 +95,7 @@ USES = {
     "ProximalMatchingSchedule": Use({"stages": 1, "pretrain": 0.25}, soft=True),
     "SAF": Use({"delay": 1, "start_epoch": 0}),
     "SigmaReparametrization": Use(),
+    "SoupReference": Use({"kl_weight": 1.0}, weights=True),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
     "WassersteinPredictiveCoding": Use(views=True),
     "WeightCompanding": Use({"a": 1.0, "b": 0.5}),
@@ -125,6 +130,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("SAF", "DPSGD"): "SAF changes the step",
     ("SigmaReparametrization", "DPSGD"): "is parametrized",
     ("SophiaHessian", "DPSGD"): "SophiaHessian changes the step",
+    ("SoupReference", "DPSGD"): "SoupReference changes the step",
     ("CRIB", "DPSGD"): "CRIB changes the step",
     ("CauchySchwarzBottleneck", "DPSGD"): "CauchySchwarzBottleneck changes the step",
     ("CAST", "DPSGD"): "CAST changes the step",
@@ -223,13 +229,22 @@ def fit(
     torch.manual_seed(0)
     names += tuple({other for name in names if (other := USES[name].beside)} - {*names})
     # layers first, then what is done to them
-    layers = ["MaskTuning", "WeightCompanding", "LoRA", "DynamicFixedPoint"]
+    layers = ["MaskTuning", "WeightCompanding", "LoRA", "DynamicFixedPoint", "SoupReference"]
     names = tuple(sorted(names, key=lambda name: layers.index(name) if name in layers else -1, reverse=True))
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
     views = any(USES[name].views for name in names)
     mixes_no_samples = ("DPSGD" in names or views) and "GhostBatchNorm" not in names
     network = Everything(nn.GroupNorm(2, 8) if mixes_no_samples else nn.BatchNorm2d(8))
+    weights = folder / f"weights_{os.getpid()}.safetensors"
+    if any(USES[name].weights for name in names):
+        folder.mkdir(parents=True, exist_ok=True)
+        weights.write_bytes(pack_weights(network.state_dict()))
+
+    def make(name: str) -> Callback:
+        files = {"checkpoints": str(weights)} if USES[name].weights else {}
+        return getattr(callbacks, name)(**USES[name].arguments, **files)
+
     last = LastCheckpoint(every_n_steps=3)
     average = [] if "EMA" in names else [EMA(0.9)]
     trainer = Trainer(
@@ -240,7 +255,7 @@ def fit(
             ExactResume(),
             *([Soften()] if any(USES[name].soft for name in names) and "DPSGD" not in names else []),
             *average,
-            *(getattr(callbacks, name)(**USES[name].arguments) for name in names),
+            *map(make, names),
             *([CutBefore(cut)] if cut is not None else []),
             last,
         ],

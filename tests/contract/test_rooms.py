@@ -32,6 +32,7 @@ from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
 from leyden.models import GPT, MLP, ConvNet, SelfTuningMLP, StackedAutoencoder, UNet, ViT
+from leyden.weights import pack_weights
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
 
@@ -385,16 +386,20 @@ def quick_fit(method: Method, callbacks: list[Callback], folder: Path) -> Traine
 
 
 def check_callback(kind: type[MethodCallback], folder: Path) -> None:
-    foreign = make(kind)
+    given = KNOBS.get(kind.__name__, {})
+    network = NETWORKS.get(kind.__name__, lambda: ConvNet(1, 10, width=4))()
+    if "checkpoints" in inspect.signature(kind).parameters:
+        (folder / "weights.safetensors").write_bytes(pack_weights(network.state_dict()))
+        given = given | {"checkpoints": str(folder / "weights.safetensors")}
+    foreign = make(kind, **given)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[foreign])
     with pytest.raises(MisconfigurationException, match=kind.__name__):
         foreign.setup(trainer, BoringModel(), "fit")
-    pair = [make(kind, **KNOBS.get(kind.__name__, {})) for _ in range(2)]
-    optimizer = OPTIMIZERS.get(kind.__name__)
-    given = {"optimizer": public("optim")[optimizer]} if optimizer else {}
-    network = NETWORKS.get(kind.__name__, lambda: ConvNet(1, 10, width=4))()
+    pair = [make(kind, **given) for _ in range(2)]
+    name = OPTIMIZERS.get(kind.__name__)
+    optimizer = {"optimizer": public("optim")[name]} if name else {}
     others = [public("callbacks")[BESIDE[kind.__name__]]()] if kind.__name__ in BESIDE else []
-    trainer = quick_fit(Classification(network, **given), [*pair, *others], folder)
+    trainer = quick_fit(Classification(network, **optimizer), [*pair, *others], folder)
     keys = [callback.state_key for callback in pair]
     assert len(set(keys)) == 2, "two of one class save under one name"
     assert not any(str(id(callback)) in key for callback, key in zip(pair, keys, strict=True)), (

@@ -41,6 +41,7 @@ from .saf import SAF as SAF
 from .sigma_reparam import SigmaReparametrization as SigmaReparametrization
 from .soft_targets import SoftTargets as SoftTargets
 from .sophia_hessian import SophiaHessian as SophiaHessian
+from .soup_reference import SoupReference as SoupReference
 from .wasserstein_predictive_coding import WassersteinPredictiveCoding as WassersteinPredictiveCoding
 from .weight_companding import WeightCompanding as WeightCompanding
 from .z_loss import AuxiliaryZLoss as AuxiliaryZLoss
