@@ -1,5 +1,6 @@
 from .adversarial_training import AdversarialTraining as AdversarialTraining
 from .bilevel import Bilevel as Bilevel
+from .boosted_head import BoostedHead as BoostedHead
 from .classification import Classification as Classification
 from .co_teaching import CoTeaching as CoTeaching
 from .consistency_training import ConsistencyTraining as ConsistencyTraining

@@ -2,7 +2,6 @@
 adaptively inexact first-order method for bilevel optimization with application to hyperparameter learning", 2023, arXiv
 2308.10098, the experiment of multinomial logistic regression)."""
 
-from collections.abc import Sized
 from typing import Any, cast
 
 import torch
@@ -12,10 +11,8 @@ from torch.nn import functional
 
 from leyden.core.batch import Batch
 from leyden.core.network import Network
-from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
-from leyden.data.sampler import eval_batches
-from leyden.methods._evaluating import evaluating
+from leyden.methods._evaluating import features_and_targets
 from leyden.methods.classification import Classification
 from leyden.optim.maid import MAID
 
@@ -90,8 +87,8 @@ class Bilevel(Classification):
             )
         head = cast(nn.Linear, self.network.head)
         self._maid = maid(
-            *self._features_and_targets("train"),
-            *self._features_and_targets("val"),
+            *self._columns_and_targets("train"),
+            *self._columns_and_targets("val"),
             x0=torch.cat([head.weight, head.bias.unsqueeze(-1)], 1).T.double(),
             theta0=cast(Tensor, self.log_l2).double(),
             **self.settings,
@@ -117,21 +114,10 @@ class Bilevel(Classification):
         optimizer.step()  # without gradients: counts the step
         return self.sum_terms(terms, num_samples=self.loss_count(batch, outputs)).detach()
 
-    @torch.no_grad()
-    def _features_and_targets(self, split: str) -> tuple[Tensor, Tensor]:
+    def _columns_and_targets(self, split: str) -> tuple[Tensor, Tensor]:
         """Features of all samples with a column of ones, float64 ``[S, D + 1]``, and targets."""
-        data = cast(DataModule, self.datamodule)
-        dataset = data.dataset(split)
-        size = len(cast(Sized, dataset))
-        features, targets = [], []
-        with evaluating(self.network):
-            for batch in EvalLoader(dataset, eval_batches(size, min(data.eval_batch_size, size))):
-                features.append(
-                    self.network.features(batch["input"].to(cast(nn.Linear, self.network.head).weight)).double()
-                )
-                targets.append(batch["target"].to(self.device))
-        columns = torch.cat(features)
-        return torch.cat([columns, torch.ones_like(columns[:, :1])], 1), torch.cat(targets)
+        features, targets = features_and_targets(self, split)
+        return torch.cat([features, torch.ones_like(features[:, :1])], 1), targets
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the state of `MAID`."""
