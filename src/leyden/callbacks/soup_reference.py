@@ -1,7 +1,8 @@
 """SALSA (A. Chegini et al., "SALSA: Soup-based Alignment Learning for Stronger Adaptation in RLHF", 2024, arXiv
 2411.01798): the reference of the KL penalty is the average of fine-tuned models, not the one that training starts from.
 
-There is no code of the authors. The policy starts from one of the models, so that the divergence does not start at 0.
+No code of the authors was found. That the policy starts from one of the models, so that the divergence does not start
+at 0, is unverified.
 """
 
 from collections.abc import Sequence

@@ -1,8 +1,9 @@
 """Distillation of several networks into one representation (J. Zhang, L. Bottou, "Learning useful representations for
 shifting tasks and distributions", 2022, arXiv 2212.07346: DISTILL).
 
-The student has a linear head per member, which are thrown away afterwards. The authors' repository has no code for it;
-the form of the divergence and the factor of the temperature are those of Hinton et al. (2015) (unverified).
+The student has a linear head per member, which are thrown away afterwards. In the authors' repository no code was
+found for it; the form of the divergence and the factor of the temperature are those of Hinton et al. (2015)
+(unverified).
 """
 
 from collections.abc import Sequence
