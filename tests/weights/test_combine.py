@@ -4,7 +4,17 @@ import pytest
 import torch
 from torch import nn
 
-from leyden.weights import average, combine, ema_coefficients, ema_update_, greedy_soup, select_greedy, slerp
+from leyden.weights import (
+    CheckpointFile,
+    average,
+    combine,
+    ema_coefficients,
+    ema_update_,
+    greedy_soup,
+    select_greedy,
+    slerp,
+)
+from leyden.weights.combine import PIECE
 
 
 def states(count, dtype=torch.float32):
@@ -174,3 +184,33 @@ def test_slerp_of_nearly_parallel_or_zero_is_linear():
     torch.testing.assert_close(slerp(one, {"w": torch.zeros(2)}, 0.25)["w"], torch.tensor([0.75, 0.0075]))
     assert slerp(one, two, 0.0)["w"].tolist() == one["w"].tolist()
     assert slerp(one, two, 1.0)["w"].tolist() == two["w"].tolist()
+
+
+def test_files_give_the_bits_of_what_is_in_them(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    states = []
+    for number in range(3):
+        large = torch.randn(PIECE + 5, generator=generator)  # more than a piece
+        states.append(
+            {
+                "large": large,
+                "tied": large,
+                "half": torch.randn(6, 5, generator=generator).bfloat16(),
+                "turned": torch.randn(4, 3, generator=generator).T,
+                "empty": torch.empty(0, 3),
+                "scalar": torch.randn((), generator=generator),
+                "counter": torch.tensor(number),
+            }
+        )
+        torch.save(states[-1], tmp_path / f"{number}.pt")
+    files = [CheckpointFile(tmp_path / f"{number}.pt") for number in range(3)]
+    for coefficients in ([0.5, -1.0, 1.5], [0.0, 1.0, 0.0]):
+        expected, found = combine(states, coefficients), combine(files, coefficients)
+        assert list(found) == list(expected)
+        for name, tensor in expected.items():
+            assert found[name].dtype == tensor.dtype
+            assert torch.equal(found[name], tensor), name
+        assert found["tied"] is found["large"]
+    torch.save({**states[0], "large": states[0]["large"].double()}, tmp_path / "double.pt")
+    mixed = combine([files[1], CheckpointFile(tmp_path / "double.pt")], [0.5, 0.5])
+    assert mixed["large"].dtype == torch.float32

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from io import RawIOBase
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -90,15 +91,39 @@ class CheckpointFile(Mapping[str, Tensor]):
     def __getitem__(self, name: str) -> Tensor:
         entry = self._entries[name]
         flat = torch.empty(entry.length, dtype=entry.dtype)
-        memory = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
         with open(self.path, "rb", buffering=0) as file:
             file.seek(entry.offset)
-            while memory:  # one call reads 2 GiB at most
-                count = file.readinto(memory)
-                if not count:
-                    raise ValueError(f"{self.path} was cut off within {name!r}")
-                memory = memory[count:]
+            self._read(file, flat, name)
         return flat.as_strided(entry.shape, entry.stride)
+
+    def pieces(self, name: str, buffer: Tensor) -> Iterator[Tensor]:
+        """Reads an entry piece by piece, flat, in the order of memory.
+
+        Args:
+            name: of the entry.
+            buffer: of the entry's dtype; each piece is read into it, over the last one.
+        """
+        entry = self._entries[name]
+        with open(self.path, "rb", buffering=0) as file:
+            file.seek(entry.offset)
+            for start in range(0, entry.length, len(buffer)):
+                piece = buffer[: entry.length - start]
+                self._read(file, piece, name)
+                yield piece
+
+    def _read(self, file: RawIOBase, flat: Tensor, name: str) -> None:
+        memory = memoryview(flat.view(torch.uint8).numpy())  # type: ignore[arg-type]
+        while memory:  # one call reads 2 GiB at most
+            count = file.readinto(memory)
+            if not count:
+                raise ValueError(f"{self.path} was cut off within {name!r}")
+            memory = memory[count:]
+
+    def shape(self, name: str) -> tuple[int, ...] | None:
+        """Returns the shape of an entry without reading it; None if its elements do not lie in that order."""
+        entry = self._entries[name]
+        expected = tuple(math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape)))
+        return entry.shape if entry.stride == expected else None
 
     def __contains__(self, name: object) -> bool:
         return name in self._entries  # Mapping's own would read the tensor

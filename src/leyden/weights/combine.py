@@ -5,6 +5,7 @@
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,6 +13,8 @@ from torch import Tensor
 from leyden.weights._states import State, by_tensor, check_names, check_shape, computed_dtype, is_averaged
 
 __all__ = ["average", "combine", "ema_coefficients", "greedy_soup", "select_greedy"]
+
+PIECE = 2**17  # elements: of some files, and of the sum, half a MiB each
 
 
 @torch.no_grad()
@@ -37,6 +40,11 @@ def combine(checkpoints: Sequence[State], coefficients: Sequence[float] | Tensor
     used = [(state, value) for state, value in zip(states, numbers.tolist(), strict=True) if value]
 
     def entry(name: str) -> Tensor:
+        files: list[Any] = [state for state, _ in used if hasattr(state, "pieces")]
+        if len(files) == len(used) > 1 and is_averaged(states[0], name):
+            shapes = {file.shape(name) for file in files}
+            if len(shapes) == 1 and None not in shapes and len({file.dtype(name) for file in files}) == 1:
+                return _sum_pieces(name, files, [value for _, value in used], *shapes)
         first = states[0][name]
         if not is_averaged(states[0], name):
             return states[-1][name].to(first.device, copy=True)
@@ -53,6 +61,21 @@ def combine(checkpoints: Sequence[State], coefficients: Sequence[float] | Tensor
         return torch.zeros_like(first) if total is None else total.to(first.dtype)
 
     return by_tensor(states, entry)
+
+
+def _sum_pieces(name: str, files: list[Any], coefficients: list[float], shape: tuple[int, ...]) -> Tensor:
+    """The sum for one entry of files, by pieces that stay in the cache: memory is gone through once."""
+    dtype = files[0].dtype(name)
+    total = torch.empty(shape, dtype=torch.promote_types(dtype, torch.float32))
+    buffer = torch.empty(PIECE, dtype=dtype)
+    readers = [file.pieces(name, buffer) for file in files]
+    for part in total.view(-1).split(PIECE) if total.numel() else ():
+        for number, (reader, value) in enumerate(zip(readers, coefficients, strict=True)):
+            if number == 0:
+                part.copy_(next(reader)).mul_(value)
+            else:
+                part.add_(next(reader), alpha=value)
+    return total.to(dtype)
 
 
 def average(states: Sequence[State], weights: Sequence[float] | Tensor | None = None) -> dict[str, Tensor]:
