@@ -6,7 +6,7 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.demos.boring_classes import BoringDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from leyden.callbacks import Mixup
+from leyden.callbacks import ExactResume, Mixup
 from leyden.data import Digits
 from leyden.losses import depict_targets
 from leyden.methods import DEPICT
@@ -14,7 +14,7 @@ from leyden.metrics import ClusteringAccuracy
 from leyden.models import MLP, StackedAutoencoder
 
 
-def fit(method, *callbacks, max_epochs=4, data=None, limit_val_batches=0):
+def fit(method, *callbacks, max_epochs=4, data=None, limit_val_batches=0, ckpt_path=None):
     trainer = Trainer(
         accelerator="cpu",
         max_epochs=max_epochs,
@@ -26,7 +26,7 @@ def fit(method, *callbacks, max_epochs=4, data=None, limit_val_batches=0):
         logger=False,
         callbacks=list(callbacks),
     )
-    trainer.fit(method, data or Digits(num_train=120, batch_size=40, seed=0))
+    trainer.fit(method, data or Digits(num_train=120, batch_size=40, seed=0), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -34,6 +34,16 @@ def make(**kwargs):
     torch.manual_seed(0)
     optimizer = kwargs.pop("optimizer", partial(torch.optim.Adam, lr=1e-3))
     return DEPICT(StackedAutoencoder(64, 10, (16, 8)), optimizer=optimizer, **kwargs)
+
+
+class Save(Callback):
+    """Saves behind each step, as `ModelCheckpoint` does: before the hooks of the method."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
 
 
 class Watch(Callback):
@@ -84,12 +94,15 @@ def test_validation_measures_the_clusters_that_its_epoch_began():
     assert trainer.callback_metrics["val/cluster_accuracy"] == metric.compute() > 0.3
 
 
-def test_clusters_begin_also_behind_a_checkpoint_of_the_last_batch(monkeypatch):
-    # a run that goes on from there does not end that batch once more
-    monkeypatch.setattr(DEPICT, "on_train_batch_end", lambda *args: None)
-    method = make(pretrain=0.5)
-    fit(method, max_epochs=2)
-    assert method.targets is not None
+@pytest.mark.parametrize("step", [6, 9, 12])  # the last of pretraining, of the cluster numbers, of new targets
+def test_goes_on_from_a_checkpoint_of_an_epochs_last_batch(tmp_path, step):
+    whole, cut = make(pretrain=0.4, initialize=0.2), make(pretrain=0.4, initialize=0.2)
+    fit(whole, ExactResume(), Save(tmp_path), max_epochs=5)
+    trainer = fit(cut, ExactResume(), max_epochs=5, ckpt_path=tmp_path / f"{step}.ckpt")
+    assert trainer.global_step == 15
+    assert all(torch.equal(a, b) for a, b in zip(cut.state_dict().values(), whole.state_dict().values(), strict=True))
+    assert torch.equal(cut.prob.values, whole.prob.values)
+    assert torch.equal(cut.targets.values, whole.targets.values)
 
 
 def test_loss_by_hand():
@@ -129,6 +142,17 @@ def test_labels_are_never_read():
 def test_stops_when_targets_stay():
     trainer = fit(make(pretrain=0.1, initialize=0.0, tol=1.0), max_epochs=8)
     assert trainer.current_epoch == 2  # the autoencoder, and one epoch of clusters
+
+
+def test_stays_stopped_behind_a_checkpoint_of_the_last_batch(tmp_path):
+    arguments = {"pretrain": 0.1, "initialize": 0.0, "tol": 1.0}
+    whole, cut = make(**arguments), make(**arguments)
+    fit(whole, ExactResume(), Save(tmp_path), max_epochs=8)
+    trainer = fit(cut, ExactResume(), max_epochs=8, ckpt_path=tmp_path / "6.ckpt")
+    assert trainer.global_step == 6
+    assert all(torch.equal(a, b) for a, b in zip(cut.parameters(), whole.parameters(), strict=True))
+    fit(whole, max_epochs=1)  # another fit is not at rest
+    assert whole.trainer.global_step == 3
 
 
 @pytest.mark.parametrize(

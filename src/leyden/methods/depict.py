@@ -102,6 +102,7 @@ class DEPICT(Method):
         self.tol = tol
         self.prob: SampleMemory | None = None  # latest predictions without noise, [S, K]; from k-means on
         self.targets: SampleMemory | None = None  # [S, K]; from k-means on
+        self._least_change = float("inf")  # of the targets, mean squared, in this fit
 
     def setup(self, stage: str) -> None:
         """Checks that network, data and trainer fit.
@@ -116,6 +117,7 @@ class DEPICT(Method):
             )
         if stage != "fit":
             return
+        self._least_change = float("inf")
         if not isinstance(self.datamodule, DataModule):
             raise MisconfigurationException(
                 f"DEPICT clusters a training set and needs a leyden.data.DataModule, got "
@@ -162,19 +164,30 @@ class DEPICT(Method):
         self.prob.write(batch["index"], prob)
         return self.cluster_weight * depict_loss(outputs.logits, self.targets.read(batch["index"])[0])
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Makes the clusters when it is time, before the epoch's validation measures them."""
-        if self.trainer.is_last_batch and self.current_epoch + 1 == self._pretrain_epochs:
-            self._start_clusters()
-
-    def on_train_epoch_end(self) -> None:
-        """Makes new targets when it is time."""
-        super().on_train_epoch_end()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Makes the step, and behind an epoch's last one clusters or new targets, before a callback saves them."""
+        super().optimizer_step(*args, **kwargs)
+        if not self.trainer.is_last_batch:
+            return
         epoch, epochs = self.current_epoch + 1, self.trainer.max_epochs or 1
-        if self.targets is None and epoch >= self._pretrain_epochs:  # resumed behind the batch that should have begun
+        if self.targets is None and epoch >= self._pretrain_epochs:
             self._start_clusters()
         elif epoch > self._pretrain_epochs and epoch >= self._pretrain_epochs + round(self.initialize * epochs):
             self._renew_targets()
+
+    def on_train_start(self) -> None:
+        """Ends a resumed fit whose targets had come to rest."""
+        super().on_train_start()
+        self._stop_at_rest()
+
+    def on_train_epoch_end(self) -> None:
+        """Logs the means, and ends the fit when the targets have come to rest."""
+        super().on_train_epoch_end()
+        self._stop_at_rest()
+
+    def _stop_at_rest(self) -> None:
+        if self._least_change < self.tol:
+            self.trainer.should_stop = True
 
     @property
     def _pretrain_epochs(self) -> int:
@@ -205,10 +218,8 @@ class DEPICT(Method):
         assert self.prob is not None
         assert self.targets is not None
         targets = depict_targets(self.prob.values, power=self.power, frequency_power=self.frequency_power)
-        change = (targets - self.targets.values).square().mean()
+        self._least_change = min(self._least_change, (targets - self.targets.values).square().mean().item())
         self.targets.values = targets
-        if change < self.tol:
-            self.trainer.should_stop = True
 
     def make_metrics(self) -> dict[str, Metric]:
         """Agreement of clusters and classes."""
@@ -225,7 +236,11 @@ class DEPICT(Method):
         """Adds the memories."""
         super().on_save_checkpoint(checkpoint)
         if self.prob is not None and self.targets is not None:
-            checkpoint["method"]["depict"] = {"prob": self.prob.state_dict(), "targets": self.targets.state_dict()}
+            checkpoint["method"]["depict"] = {
+                "prob": self.prob.state_dict(),
+                "targets": self.targets.state_dict(),
+                "least_change": self._least_change,
+            }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Restores what `on_save_checkpoint` added; needed in a fit alone."""
@@ -236,3 +251,4 @@ class DEPICT(Method):
             self.prob, self.targets = SampleMemory(*shape), SampleMemory(*shape)
             self.prob.load_state_dict(state["prob"])
             self.targets.load_state_dict(state["targets"])
+            self._least_change = state["least_change"]
