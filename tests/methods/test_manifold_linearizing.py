@@ -1,9 +1,10 @@
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn.functional import normalize
 
+from leyden.callbacks import ExactResume
 from leyden.core import sample_keys
 from leyden.data import Digits, GaussianNoise
 from leyden.losses import coding_rate, doubly_stochastic_membership, mcr2_loss
@@ -47,7 +48,17 @@ class Noted(ManifoldLinearizing):
         }
 
 
-def fit(method, tmp_path, **arguments):
+class Save(Callback):
+    """Saves behind each step, as `ModelCheckpoint` does: before the hooks of the method."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        trainer.save_checkpoint(self.folder / f"{trainer.global_step}.ckpt")
+
+
+def fit(method, tmp_path, *, ckpt_path=None, **arguments):
     settings = {"max_epochs": 4, "limit_val_batches": 0, **arguments}
     trainer = Trainer(
         accelerator="cpu",
@@ -59,7 +70,7 @@ def fit(method, tmp_path, **arguments):
         default_root_dir=tmp_path,
         **settings,
     )
-    trainer.fit(method, Digits(num_train=32, batch_size=16, seed=0))
+    trainer.fit(method, Digits(num_train=32, batch_size=16, seed=0), ckpt_path=ckpt_path)
     return trainer
 
 
@@ -80,6 +91,14 @@ def test_the_second_head_starts_as_the_first_when_it_begins_to_learn(tmp_path):
     method = make(pretrain=0.5)
     fit(method, tmp_path, max_epochs=2)
     assert not torch.equal(method.attached["membership"].weight, method.network.head.weight)
+
+
+def test_goes_on_from_a_checkpoint_of_the_last_batch_of_pretraining(tmp_path):
+    whole, cut = make(pretrain=0.5), make(pretrain=0.5)
+    fit(whole, tmp_path, callbacks=[ExactResume(), Save(tmp_path)])
+    trainer = fit(cut, tmp_path, callbacks=[ExactResume()], ckpt_path=tmp_path / "4.ckpt")
+    assert trainer.global_step == 8
+    assert all(torch.equal(a, b) for a, b in zip(cut.state_dict().values(), whole.state_dict().values(), strict=True))
 
 
 def test_labels_are_never_read(tmp_path):

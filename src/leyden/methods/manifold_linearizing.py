@@ -116,9 +116,9 @@ class ManifoldLinearizing(Method):
         keys = sample_keys(getattr(self.datamodule, "seed", 0), self.global_step, batch["index"])
         return functional.normalize(super().compute(self.view(batch, keys)).logits.float(), dim=-1)
 
-    def on_train_epoch_end(self) -> None:
-        """Lets the head of the membership follow that of the features until it is trained."""
-        super().on_train_epoch_end()
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lets the head of the membership follow that of the features until it is trained, before a callback saves."""
+        super().optimizer_step(*args, **kwargs)
         if self.current_epoch < self._pretrain_epochs:
             self._copy_head()
 
