@@ -4,7 +4,7 @@ import sys
 
 import pytest
 
-from leyden.catalog import evidence
+from leyden.catalog import evidence, papers
 from leyden.catalog.evidence import FOLDER
 from leyden.catalog.papers import read_paper
 from leyden.cli import main
@@ -51,9 +51,12 @@ def test_evidence_of_another_config_is_called_so(capsys, tmp_path, monkeypatch):
     assert f"recorded before the config of {comparison.experiment} changed" in capsys.readouterr().out
 
 
-def test_show_unknown(capsys):
-    assert main(["show", "emma"]) == 1
-    assert capsys.readouterr().err == ("leyden: error: there is no paper 'emma' in the catalog; did you mean ema?\n")
+def test_show_unknown(capsys, monkeypatch):
+    monkeypatch.setattr(papers, "paper_slugs", lambda: ["ema", "lamb", "maid"])
+    known = {"emma": "did you mean ema or maid?", "lam": "did you mean lamb?", "0000": "'leyden papers' lists all"}
+    for slug, advice in known.items():
+        assert main(["show", slug]) == 1
+        assert capsys.readouterr().err == f"leyden: error: there is no paper '{slug}' in the catalog; {advice}\n"
 
 
 @pytest.mark.parametrize("command", [["papers"], ["papers", "ema", "--json"], ["show", "ema"]])
