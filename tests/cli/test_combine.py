@@ -13,7 +13,14 @@ from torch.nn.functional import conv2d
 from leyden.cli import main
 from leyden.cli.combining import find_files
 from leyden.data import Digits
-from leyden.weights import CheckpointFile, add_task_vectors, average, dare, task_vector
+from leyden.weights import (
+    CheckpointFile,
+    add_task_vectors,
+    average,
+    dare,
+    robust_weight_signature,
+    task_vector,
+)
 
 QUICK = [
     "--trainer.accelerator=cpu",
@@ -180,7 +187,30 @@ def test_changes_of_one_checkpoint_are_dropped(here, capsys):
         assert torch.equal(found["state_dict"][name], tensor)
 
 
+def test_changes_are_added_to_another_checkpoint(here):
+    files = {name: checkpoint("mlp", seed) for seed, name in enumerate(("base", "onto", "ckpts"))}
+    options = [f"--{name}={path}" for name, path in files.items()]
+    start, clean, robust = states("mlp")
+    assert combine(*options, "--method=task-arithmetic", "--scale=0.5", "--output=sum.ckpt") == 0
+    result = torch.load("sum.ckpt", weights_only=True)["state_dict"]
+    for name, tensor in result.items():
+        exact = clean[name].double() + 0.5 * (robust[name].double() - start[name].double())
+        torch.testing.assert_close(tensor.double(), exact, rtol=1e-6, atol=1e-6)
+    assert combine(*options, "--method=rws", "--num_layers=1", "--scale=0.5", "--output=patched.ckpt") == 0
+    patched = torch.load("patched.ckpt", weights_only=True)
+    keys = ["network.body.0.weight", "network.body.0.bias"]
+    assert json.loads(patched["provenance"])["patched"] == keys
+    signature = robust_weight_signature(robust, clean, start, keys=keys)
+    for name, tensor in patched["state_dict"].items():
+        torch.testing.assert_close(tensor, clean[name] + 0.5 * signature[name] if name in keys else clean[name])
+
+
 WRONG = {
+    "--ckpts MLP --base MLP --method rws --num_layers 1": "rws needs onto: the weights of clean training",
+    "--ckpts MLP --base MLP --onto MLP --method rws": "rws needs num_layers: how many layers are patched",
+    "--ckpts MLP --base MLP --onto MLP --method rws --num_layers 9": "num_layers must lie in 1..3, got 9",
+    "--ckpts MLP --base MLP --onto MLP --method ties": "ties takes no onto; it belongs to rws, task-arithmetic",
+    "--ckpts MLP --base v.safetensors --onto MLP --method rws --num_layers 1": "is no checkpoint of Lightning, which",
     "--ckpts MLP --base MLP --method dare --rescale search": "rescale: search needs a metric to choose by",
     "--ckpts nowhere/*.ckpt --method average": "there are no checkpoints nowhere/*.ckpt",
     "--ckpts MLP --method average": "there must be at least two checkpoints, got",

@@ -22,7 +22,8 @@ METHODS: dict[str, tuple[str, ...]] = {
     "greedy-soup": (),
     "lcsc": ("iterations", "seed"),
     "slerp": ("t",),
-    "task-arithmetic": ("base", "scale"),
+    "rws": ("base", "onto", "scale", "num_layers"),
+    "task-arithmetic": ("base", "onto", "scale"),
     "ties": ("base", "scale", "trim_rate"),
     "dare": ("base", "scale", "drop_rate", "rescale", "seed"),
     "dare-ties": ("base", "scale", "trim_rate", "drop_rate", "rescale", "seed"),
@@ -41,6 +42,7 @@ class Combination:
         data: config file with other data to evaluate on.
         report: name of another metric of the result, of data that it was not chosen by.
         base: file of the weights before fine-tuning.
+        onto: file of other weights that the changes are added to; for rws, those of clean training.
         options: of the method.
     """
 
@@ -51,6 +53,7 @@ class Combination:
     data: str | None = None
     report: str | None = None
     base: str | None = None
+    onto: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -87,8 +90,16 @@ def combine(argv: Sequence[str]) -> int:
     parser.add_argument("--weights", nargs="+", type=float, help="average: one per checkpoint (default: all alike)")
     parser.add_argument("--decay", type=float, help="ema: of the moving average, the first being its start (0.9)")
     parser.add_argument("--t", type=float, help="slerp: 0 is the first checkpoint, 1 the second (0.5)")
-    parser.add_argument("--base", metavar="FILE", help="task-arithmetic, ties, dare: the weights before fine-tuning")
-    parser.add_argument("--scale", type=float, help="task-arithmetic, ties, dare: of the sum of changes (1.0)")
+    parser.add_argument(
+        "--base", metavar="FILE", help="task-arithmetic, ties, dare, rws: the weights before fine-tuning"
+    )
+    parser.add_argument(
+        "--onto",
+        metavar="FILE",
+        help="task-arithmetic: other weights that the changes are added to; rws: those of clean training",
+    )
+    parser.add_argument("--scale", type=float, help="task-arithmetic, ties, dare, rws: of the sum of changes (1.0)")
+    parser.add_argument("--num_layers", type=int, help="rws: how many layers are patched, from the input on")
     parser.add_argument("--trim_rate", type=float, help="ties: share of the smallest changes that is dropped (0.8)")
     parser.add_argument("--drop_rate", type=float, help="dare: share of the changes that is dropped (0.9)")
     parser.add_argument(
@@ -114,6 +125,7 @@ def combine(argv: Sequence[str]) -> int:
             arguments.data,
             arguments.report,
             given.pop("base"),
+            given.pop("onto"),
             {name: value for name, value in given.items() if value is not None},
         )
         check_combination(combination)
@@ -124,7 +136,8 @@ def combine(argv: Sequence[str]) -> int:
 
 
 def read_combination(arguments: Mapping[str, Any]) -> Combination:
-    """Sorts arguments by name: ``ckpts``, ``method``, ``metric``, ``mode``, ``data``, ``report``, ``base``, options.
+    """Sorts arguments by name: ``ckpts``, ``method``, ``metric``, ``mode``, ``data``, ``report``, ``base``,
+    ``onto``, options.
 
     Raises:
         ConfigError: one is missing, wrong, or does not belong to the others.
@@ -148,7 +161,7 @@ def check_combination(combination: Combination) -> None:
     method = combination.method
     if method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    for name in [*combination.options, *(["base"] if combination.base is not None else [])]:
+    for name in [*combination.options, *(name for name in ("base", "onto") if getattr(combination, name) is not None)]:
         if name not in METHODS[method]:
             able = ", ".join(other for other, names in METHODS.items() if name in names)
             raise ConfigError(f"{method} takes no {name}; it belongs to {able}" if able else f"there is no {name!r}")
@@ -164,6 +177,11 @@ def check_combination(combination: Combination) -> None:
         raise ConfigError(f"mode must be max or min, got {combination.mode!r}")
     if "base" in METHODS[method] and combination.base is None:
         raise ConfigError(f"{method} needs base: the weights before fine-tuning")
+    if method == "rws":
+        if combination.onto is None:
+            raise ConfigError("rws needs onto: the weights of clean training")
+        if not isinstance(combination.options.get("num_layers"), int):
+            raise ConfigError("rws needs num_layers: how many layers are patched, from the input on")
     if combination.metric is None:
         if method in ("greedy-soup", "lcsc"):
             raise ConfigError(f"{method} needs a metric to choose by, such as val/accuracy")

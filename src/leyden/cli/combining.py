@@ -25,14 +25,17 @@ from leyden.metrics.direction import default_mode
 from leyden.plugins.checkpoint_io import AtomicCheckpointIO
 from leyden.weights import (
     CheckpointFile,
+    add_signatures,
     add_task_vectors,
     average,
     combine,
     ema_coefficients,
     lcsc_search,
     pack_weights,
+    robust_weight_signature,
     search_rescale,
     select_greedy,
+    shallow_keys,
     slerp,
 )
 from leyden.weights._journal import Journal
@@ -216,7 +219,16 @@ def _run(
             raise ConfigError(f"slerp combines two checkpoints, got {len(files)}")
         return slerp(files[0], files[1], **options), {}
     base = CheckpointFile(combination.base or "")
+    onto = base if combination.onto is None else CheckpointFile(combination.onto)
     scale = options.get("scale", 1.0)
+    if method == "rws":
+        if not base.is_lightning:  # safetensors sort their names
+            raise ConfigError(
+                f"{base.path} is no checkpoint of Lightning, which has its layers in order: rws needs one"
+            )
+        keys = shallow_keys(base, options["num_layers"])
+        signatures = [robust_weight_signature(file, onto, base, keys=keys) for file in files]
+        return add_signatures(onto, signatures, strengths=[scale] * len(files)), {"patched": keys}
     vectors = [lazy_task_vector(file, base) for file in files]
     drop_rate, seed = options.get("drop_rate", 0.9), options.get("seed", 0)
 
@@ -230,7 +242,7 @@ def _run(
             ]
         if method.endswith("ties"):
             return merge_task_vectors(base, deltas, trim_rate=options.get("trim_rate", 0.8), scale=scale)
-        return add_task_vectors(base, deltas, scale=scale)
+        return add_task_vectors(onto, deltas, scale=scale)
 
     rescale = options.get("rescale")
     if rescale != "search":

@@ -383,7 +383,8 @@ def _check_references(stages: Stages) -> None:
                     f"; of the round before it would be before.{source}" if giver_loop is loop and loop.repeats else ""
                 )
                 raise ConfigError(f"{source.origin}: {stage.name} takes {source} from {what}{why}{hint}")
-            takes_checkpoint = key == CHECKPOINT_KEYS.get(stage.run) or (stage.run == "combine" and key == "base")
+            takes_checkpoint = key == CHECKPOINT_KEYS.get(stage.run)
+            takes_checkpoint |= stage.run == "combine" and key in ("base", "onto")
             if takes_checkpoint and source.what != "checkpoint":
                 raise ConfigError(f"{source.origin}: {key} takes a checkpoint, {source} is none")
             one = giver.members is None or source.same_member

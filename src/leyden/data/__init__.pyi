@@ -10,6 +10,7 @@ from .curated import CuratedData as CuratedData
 from .dataset import ImageTensorDataset as ImageTensorDataset
 from .dataset import TensorDictDataset as TensorDictDataset
 from .dataset import normalize_pixels as normalize_pixels
+from .degraded_digits import DegradedDigits as DegradedDigits
 from .digit_questions import DigitQuestions as DigitQuestions
 from .digit_stages import DigitTasks as DigitTasks
 from .digit_stages import PseudoLabeledDigits as PseudoLabeledDigits

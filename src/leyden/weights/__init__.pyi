@@ -23,6 +23,10 @@ from .lcsc import lcsc_search as lcsc_search
 from .prune import magnitude_prune as magnitude_prune
 from .prune import nm_mask as nm_mask
 from .prune import nm_prune as nm_prune
+from .rws import add_signatures as add_signatures
+from .rws import quantize_signature as quantize_signature
+from .rws import robust_weight_signature as robust_weight_signature
+from .rws import shallow_keys as shallow_keys
 from .slerp import slerp as slerp
 from .task_vectors import add_task_vectors as add_task_vectors
 from .task_vectors import task_vector as task_vector
