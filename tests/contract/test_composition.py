@@ -46,7 +46,7 @@ class Use:
         beside: another callback that it needs.
         soft: it needs soft targets.
         views: it needs a second view, and no batch norm.
-        weights: it needs ``checkpoints``, a file of weights; it gets those that the fit starts from.
+        weights: argument that takes a file of weights; it gets those that the fit starts from.
         observes: it looks on, and the weights are the same without it.
     """
 
@@ -56,7 +56,7 @@ class Use:
     beside: str | None = None
     soft: bool = False
     views: bool = False
-    weights: bool = False
+    weights: str = ""
     observes: bool = False
 
 
@@ -95,8 +95,9 @@ USES = {
     "ProximalMatchingSchedule": Use({"stages": 1, "pretrain": 0.25}, soft=True),
     "SAF": Use({"delay": 1, "start_epoch": 0}),
     "SigmaReparametrization": Use(),
-    "SoupReference": Use({"kl_weight": 1.0}, weights=True),
+    "SoupReference": Use({"kl_weight": 1.0}, weights="checkpoints"),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
+    "TestTimeMerging": Use(weights="expert", observes=True),  # takes part outside of fits alone
     "WassersteinPredictiveCoding": Use(views=True),
     "WeightCompanding": Use({"a": 1.0, "b": 0.5}),
 }
@@ -229,7 +230,7 @@ def fit(
     torch.manual_seed(0)
     names += tuple({other for name in names if (other := USES[name].beside)} - {*names})
     # layers first, then what is done to them
-    layers = ["MaskTuning", "WeightCompanding", "LoRA", "DynamicFixedPoint", "SoupReference"]
+    layers = ["MaskTuning", "WeightCompanding", "LoRA", "DynamicFixedPoint", "SoupReference", "TestTimeMerging"]
     names = tuple(sorted(names, key=lambda name: layers.index(name) if name in layers else -1, reverse=True))
     sgd = partial(torch.optim.SGD, lr=0.05, momentum=0.9)
     optimizer = next((USES[name].optimizer for name in names if USES[name].optimizer), sgd)
@@ -242,7 +243,7 @@ def fit(
         weights.write_bytes(pack_weights(network.state_dict()))
 
     def make(name: str) -> Callback:
-        files = {"checkpoints": str(weights)} if USES[name].weights else {}
+        files = {USES[name].weights: str(weights)} if USES[name].weights else {}
         return getattr(callbacks, name)(**USES[name].arguments, **files)
 
     last = LastCheckpoint(every_n_steps=3)

@@ -388,9 +388,9 @@ def quick_fit(method: Method, callbacks: list[Callback], folder: Path) -> Traine
 def check_callback(kind: type[MethodCallback], folder: Path) -> None:
     given = KNOBS.get(kind.__name__, {})
     network = NETWORKS.get(kind.__name__, lambda: ConvNet(1, 10, width=4))()
-    if "checkpoints" in inspect.signature(kind).parameters:
+    for name in {"checkpoints", "expert"} & inspect.signature(kind).parameters.keys():
         (folder / "weights.safetensors").write_bytes(pack_weights(network.state_dict()))
-        given = given | {"checkpoints": str(folder / "weights.safetensors")}
+        given = given | {name: str(folder / "weights.safetensors")}
     foreign = make(kind, **given)
     trainer = Trainer(accelerator="cpu", logger=False, enable_checkpointing=False, callbacks=[foreign])
     with pytest.raises(MisconfigurationException, match=kind.__name__):

@@ -42,6 +42,7 @@ from .sigma_reparam import SigmaReparametrization as SigmaReparametrization
 from .soft_targets import SoftTargets as SoftTargets
 from .sophia_hessian import SophiaHessian as SophiaHessian
 from .soup_reference import SoupReference as SoupReference
+from .t3 import TestTimeMerging as TestTimeMerging
 from .wasserstein_predictive_coding import WassersteinPredictiveCoding as WassersteinPredictiveCoding
 from .weight_companding import WeightCompanding as WeightCompanding
 from .z_loss import AuxiliaryZLoss as AuxiliaryZLoss

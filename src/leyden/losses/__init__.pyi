@@ -55,6 +55,8 @@ from .gradient_norm import gradient_norm as gradient_norm
 from .inconsistency import InconsistencyLoss as InconsistencyLoss
 from .inconsistency import head_gradients as head_gradients
 from .inconsistency import inconsistency_loss as inconsistency_loss
+from .jensen_shannon import JensenShannonDivergence as JensenShannonDivergence
+from .jensen_shannon import jensen_shannon_divergence as jensen_shannon_divergence
 from .kl_dro import KLDRO as KLDRO
 from .kl_dro import CompositionalKLDRO as CompositionalKLDRO
 from .kl_dro import kl_dro_loss as kl_dro_loss

@@ -28,6 +28,8 @@ from .rws import quantize_signature as quantize_signature
 from .rws import robust_weight_signature as robust_weight_signature
 from .rws import shallow_keys as shallow_keys
 from .slerp import slerp as slerp
+from .t3 import interpolate as interpolate
+from .t3 import t3_coefficient as t3_coefficient
 from .task_vectors import add_task_vectors as add_task_vectors
 from .task_vectors import task_vector as task_vector
 from .ties import ties_merge as ties_merge
