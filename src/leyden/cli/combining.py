@@ -65,6 +65,11 @@ class WatchedFile(CheckpointFile):
         self.on_read(tensor.nbytes)
         return tensor
 
+    def pieces(self, name: str, buffer: Tensor) -> Iterator[Tensor]:
+        for piece in super().pieces(name, buffer):
+            self.on_read(piece.nbytes)
+            yield piece
+
 
 def find_files(patterns: list[str], at_least: int = 2) -> list[WatchedFile]:
     """Opens checkpoints; those of one folder or pattern in the order of their steps, then of their names.
