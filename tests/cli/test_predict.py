@@ -80,8 +80,8 @@ def predict_on_two(folder):
     return main(["predict", RUN, *options, "--data.eval_batch_size=50"])
 
 
-def test_two_processes_write_the_same_rows(run, start_processes):
-    assert start_processes(predict_on_two, 2, str(run)).results() == [0, 0]
+def test_two_processes_write_the_same_rows(run, run_processes):
+    assert run_processes(predict_on_two, 2, str(run)) == [0, 0]
     assert main(["predict", RUN]) == 0
     one, two = rows(FILE), rows(run / "two.csv")
     for name in ("index", "source", "target", "prediction"):

@@ -48,6 +48,8 @@ PARSED = {
     "logger/wandb": "tests/cli/test_wandb.py",
     "strategy/ddp": "starts processes: tests/distributed",
     "strategy/ddp_unused_parameters": "starts processes: tests/distributed",
+    "strategy/fsdp2": "starts processes: tests/distributed",
+    "strategy/deepspeed": "needs DeepSpeed and GPUs",
 }
 
 
