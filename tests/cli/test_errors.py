@@ -62,6 +62,7 @@ FILES = {
         "model:\n  init_args:\n    network:\n      class_path: leyden.models.MLP",
         "file.yaml:4: model.network: leyden.models.MLP needs a value for in_features, num_outputs",
     ),
+    "stages": ("stages:\n  one: {}", "file.yaml:1: stages of several fits are run by leyden run FILE"),
     "yaml": ("trainer: {max_epochs: 1", "file.yaml:1: no valid YAML"),
     "key twice": ("trainer: {max_epochs: 1}\ntrainer: {}", "file.yaml:2: the key 'trainer' is given twice"),
 }

@@ -108,8 +108,11 @@ def merge_file(base: Section, overlay: Section, *, above: tuple[str, ...] = ()) 
     read before is left.
 
     Raises:
-        ConfigError: a plain ``callbacks:`` or ``plugins:`` would drop those of the base; a file builds on itself.
+        ConfigError: a plain ``callbacks:`` or ``plugins:`` would drop those of the base; a file builds on itself, or
+            has stages.
     """
+    if "stages" in overlay:
+        raise ConfigError(f"{overlay.origin['stages']}: stages of several fits are run by leyden run FILE")
     if overlay.pop("standalone", False):
         return overlay
     if (name := overlay.pop("base", None)) is not None:
