@@ -1,18 +1,20 @@
-"""Evaluation mode within a fit."""
+"""Evaluation mode within a fit, and steps that no optimizer makes."""
 
 from collections.abc import Iterator, Sized
 from contextlib import contextmanager
-from typing import cast
+from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 
+from leyden.core.batch import Batch
 from leyden.core.method import Method
 from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
 from leyden.data.sampler import eval_batches
 
-__all__ = ["evaluating", "features_and_targets"]
+__all__ = ["check_whole_data_sets", "count_step", "evaluating", "features_and_targets"]
 
 
 @contextmanager
@@ -40,3 +42,25 @@ def features_and_targets(method: Method, split: str) -> tuple[Tensor, Tensor]:
             features.append(method.network.features(batch["input"].to(like)).double())
             targets.append(batch["target"].to(method.device))
     return torch.cat(features), torch.cat(targets)
+
+
+def check_whole_data_sets(method: Method) -> None:
+    """Checks that no callback takes part in steps that solve problems of whole data sets.
+
+    Raises:
+        MisconfigurationException: one does.
+    """
+    if any(method._open_doors()):
+        raise MisconfigurationException(
+            f"{type(method).__name__} solves problems of whole data sets, in which callbacks cannot change batches or "
+            "add loss terms: take out those that do"
+        )
+
+
+def count_step(method: Method, batch: Batch) -> Tensor:
+    """Evaluates a batch after a step that no optimizer has made, and counts the step."""
+    outputs, terms = method.terms_of(batch)
+    optimizer = cast(Any, method.optimizers())
+    optimizer.zero_grad()
+    optimizer.step()  # without gradients: changes nothing
+    return method.sum_terms(terms, num_samples=method.loss_count(batch, outputs)).detach()

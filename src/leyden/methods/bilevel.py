@@ -12,7 +12,7 @@ from torch.nn import functional
 from leyden.core.batch import Batch
 from leyden.core.network import Network
 from leyden.data.module import DataModule
-from leyden.methods._evaluating import features_and_targets
+from leyden.methods._evaluating import check_whole_data_sets, count_step, features_and_targets
 from leyden.methods.classification import Classification
 from leyden.optim.maid import MAID
 
@@ -80,11 +80,7 @@ class Bilevel(Classification):
             MisconfigurationException: a callback changes batches or loss terms, which these problems do not have.
         """
         super().on_fit_start()
-        if any(self._open_doors()):
-            raise MisconfigurationException(
-                "Bilevel solves problems of whole data sets, in which callbacks cannot change batches or add loss "
-                "terms: take out those that do"
-            )
+        check_whole_data_sets(self)
         head = cast(nn.Linear, self.network.head)
         self._maid = maid(
             *self._columns_and_targets("train"),
@@ -108,11 +104,7 @@ class Bilevel(Classification):
             cast(Tensor, self.log_l2).copy_(self._maid.theta)
         if self._is_logged_step():
             self.log_dict({f"bilevel/{name}": value for name, value in found.items()})
-        outputs, terms = self.terms_of(batch)
-        optimizer = cast(Any, self.optimizers())
-        optimizer.zero_grad()
-        optimizer.step()  # without gradients: counts the step
-        return self.sum_terms(terms, num_samples=self.loss_count(batch, outputs)).detach()
+        return count_step(self, batch)
 
     def _columns_and_targets(self, split: str) -> tuple[Tensor, Tensor]:
         """Features of all samples with a column of ones, float64 ``[S, D + 1]``, and targets."""

@@ -19,7 +19,7 @@ from leyden.core.method import Method
 from leyden.core.network import Network, Outputs
 from leyden.data.module import DataModule
 from leyden.losses.boosting import BoostingLoss, boosting_init, boosting_residual, boosting_step_size
-from leyden.methods._evaluating import features_and_targets
+from leyden.methods._evaluating import check_whole_data_sets, count_step, features_and_targets
 from leyden.nn.fuse_boosted import fuse_boosted
 
 __all__ = ["BoostedHead"]
@@ -118,11 +118,7 @@ class BoostedHead(Method):
             MisconfigurationException: a callback changes batches or loss terms, which stages do not have.
         """
         super().on_fit_start()
-        if any(self._open_doors()):
-            raise MisconfigurationException(
-                "BoostedHead fits stages to the whole training set, in which callbacks cannot change batches or add "
-                "loss terms: take out those that do"
-            )
+        check_whole_data_sets(self)
         features, self._target = (x.cpu() for x in features_and_targets(self, "train"))
         self._features = features.numpy()
         if self.loss == "mse":
@@ -139,11 +135,7 @@ class BoostedHead(Method):
         """Fits a stage, if there is one left, and evaluates the batch."""
         if len(self.parts) < self.num_stages:
             self._boost()
-        outputs, terms = self.terms_of(batch)
-        optimizer = cast(Any, self.optimizers())
-        optimizer.zero_grad()
-        optimizer.step()  # without gradients: counts the step
-        return self.sum_terms(terms, num_samples=self.loss_count(batch, outputs)).detach()
+        return count_step(self, batch)
 
     def _boost(self) -> None:
         seed = cast(DataModule, self.datamodule).seed
@@ -193,8 +185,8 @@ class BoostedHead(Method):
         for p in self.network.head.parameters():
             p.zero_()
         bias = self.intercept
-        factor = 2.0 if self.loss == "binary" else 1.0  # logits are twice the raw scores
-        start = -self.intercept.numel() if self.loss == "binary" else 0  # of class 1; those of class 0 stay 0
+        factor = 2.0 if self.loss == "binary" else 1.0  # the logit is twice the raw score
+        start = 1 if self.loss == "binary" else 0  # logits of class 0 stay 0
         if num_stages:
             fused = fuse_boosted(self.parts[:num_stages], self.steps[:num_stages], self.intercept)
             hidden, hidden_bias, out, bias = fused

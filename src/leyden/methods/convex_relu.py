@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from leyden.core.batch import Batch
 from leyden.core.network import Network
+from leyden.methods._evaluating import count_step
 from leyden.methods.regression import Regression
 from leyden.optim.convex_relu import convex_relu_admm, relu_from_convex, sample_arrangements
 
@@ -68,12 +69,7 @@ class ConvexReLU(Regression):
         """Solves, if that was not done, and evaluates the batch."""
         if not self.solved:
             self._solve()
-        batch = self.transform_batch(batch)
-        outputs, terms = self.terms_of(batch)
-        optimizer = cast(Any, self.optimizers())
-        optimizer.zero_grad()
-        optimizer.step()  # without gradients: counts the step
-        return self.sum_terms(terms, num_samples=self.loss_count(batch, outputs)).detach()
+        return count_step(self, self.transform_batch(batch))
 
     @torch.no_grad()
     def _solve(self) -> None:
