@@ -8,10 +8,10 @@ from typing import Any
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
-from torch.distributed.tensor import DTensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leyden.core import MethodCallback
+from leyden.core.distributed import is_sharded
 
 __all__ = ["DoubleBackward"]
 
@@ -46,7 +46,7 @@ class DoubleBackward(MethodCallback):
                 )
         patterns = ("*",) if self.params is None else self.params
         self._parameters = {key: p for key, p in trained.items() if any(fnmatchcase(key, at) for at in patterns)}
-        if any(isinstance(p, DTensor) for p in self._parameters.values()):
+        if is_sharded(self._parameters.values()):
             raise MisconfigurationException(
                 f"{name} differentiates by whole parameters, but these are sharded: train on one device or with DDP"
             )

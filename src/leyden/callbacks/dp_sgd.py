@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.func import functional_call, grad, vmap
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -20,7 +19,7 @@ from torch.nn.utils import parametrize
 from leyden.callbacks._method_loss import MethodLoss
 from leyden.core.batch import Batch, Terms
 from leyden.core.callback import MethodCallback
-from leyden.core.distributed import world_size
+from leyden.core.distributed import is_sharded, world_size
 from leyden.core.method import Method
 from leyden.core.network import Outputs
 from leyden.core.random import sample_keys
@@ -115,7 +114,7 @@ class DPSGD(MethodCallback):
                     f"DPSGD differentiates the loss of each sample by the weights themselves, but {name} is "
                     "parametrized: remove one of the two"
                 )
-        if any(isinstance(p, DTensor) for p in pl_module.parameters()):
+        if is_sharded(pl_module.parameters()):
             raise MisconfigurationException(
                 "DPSGD needs whole parameters, but these are sharded: train on one device or with DDP"
             )

@@ -15,12 +15,12 @@ from lightning.pytorch.trainer.states import RunningStage
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim.swa_utils import update_bn
 from torchmetrics import MetricCollection
 
 from leyden.core import Method, MethodCallback, replace_file
+from leyden.core.distributed import is_sharded
 from leyden.data import DataModule, EvalLoader, eval_batches
 from leyden.weights import CheckpointFile, combine, lcsc_search, pack_weights
 from leyden.weights._journal import Journal
@@ -97,7 +97,7 @@ class LCSC(MethodCallback):
         data = trainer.datamodule  # type: ignore[attr-defined]
         if not isinstance(data, DataModule) or not trainer.limit_val_batches or not data.val_dataloader():
             raise MisconfigurationException("LCSC needs a leyden DataModule with validation data to search by")
-        if any(isinstance(p, DTensor) for p in pl_module.parameters()):
+        if is_sharded(pl_module.parameters()):
             raise MisconfigurationException("LCSC keeps whole parameters, but these are sharded: train with DDP")
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from leyden.core.batch import Batch, Terms
 from leyden.core.callback import MethodCallback
-from leyden.core.distributed import all_reduce_mean, all_reduce_sum
+from leyden.core.distributed import all_reduce_mean, all_reduce_sum, is_sharded
 from leyden.core.gradients import accumulate_gradients, gradients_per_term
 from leyden.core.method import Method
 from leyden.core.network import Outputs
@@ -68,7 +67,7 @@ class SophiaHessian(MethodCallback):
                 f"SophiaHessian needs leyden.optim.Sophia as the only optimizer, but there is {names}: "
                 "set the method's optimizer to it"
             )
-        if any(isinstance(p, DTensor) for p in pl_module.parameters()):
+        if is_sharded(pl_module.parameters()):
             raise MisconfigurationException(
                 "SophiaHessian differentiates whole parameters, but these are sharded: train on one device or with DDP"
             )

@@ -15,10 +15,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from leyden.core.batch import Batch
 from leyden.core.callback import MethodCallback
+from leyden.core.distributed import is_sharded
 from leyden.core.network import Outputs
 from leyden.losses.jensen_shannon import jensen_shannon_divergence
 from leyden.weights.files import WeightsFile, load_weights
@@ -111,7 +111,7 @@ class TestTimeMerging(MethodCallback):
         vars(pl_module).pop("compute", None)
 
     def _start(self, method: "Method") -> None:
-        if any(isinstance(parameter, DTensor) for parameter in method.network.parameters()):
+        if is_sharded(method.network.parameters()):
             raise MisconfigurationException(
                 "TestTimeMerging merges whole parameters, but these are sharded: evaluate with one process or with DDP"
             )

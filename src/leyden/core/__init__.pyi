@@ -8,6 +8,7 @@ from .distributed import all_gather_rows_with_grad as all_gather_rows_with_grad
 from .distributed import all_reduce_mean as all_reduce_mean
 from .distributed import all_reduce_sum as all_reduce_sum
 from .distributed import copy_from_first_ as copy_from_first_
+from .distributed import is_sharded as is_sharded
 from .distributed import local_shards as local_shards
 from .distributed import rank as rank
 from .distributed import shard_like as shard_like

@@ -1,5 +1,6 @@
 """Sums and rows over all processes, and tensors that they share; without process group functions return their input."""
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ __all__ = [
     "all_reduce_mean",
     "all_reduce_sum",
     "copy_from_first_",
+    "is_sharded",
     "local_shards",
     "rank",
     "shard_like",
@@ -86,6 +88,11 @@ def copy_from_first_(tensors: list[Tensor]) -> None:
     if tensors and world_size() > 1:
         assert dist.group.WORLD is not None
         dist._broadcast_coalesced(dist.group.WORLD, tensors, 2**28, 0)  # as DDP does with buffers
+
+
+def is_sharded(tensors: Iterable[Tensor]) -> bool:
+    """Whether there is a `DTensor` among tensors."""
+    return any(hasattr(tensor, "full_tensor") for tensor in tensors)
 
 
 def whole(tensor: Tensor) -> Tensor:

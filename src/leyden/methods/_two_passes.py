@@ -4,9 +4,9 @@ from collections.abc import Callable, Sequence
 
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
 from leyden.core.batch import Terms
+from leyden.core.distributed import is_sharded
 from leyden.core.gradients import gradients_per_term
 from leyden.core.method import Method
 from leyden.nn.running_stats import frozen_running_stats
@@ -22,7 +22,7 @@ def check_two_passes(method: Method) -> None:
         MisconfigurationException: the parameters are sharded, or float16 would need a scaled loss.
     """
     name = type(method).__name__
-    if any(isinstance(p, DTensor) for p in method.parameters()):
+    if is_sharded(method.parameters()):
         raise MisconfigurationException(f"{name} needs whole parameters, but these are sharded: train with DDP")
     if getattr(method.trainer.precision_plugin, "scaler", None) is not None:
         raise MisconfigurationException(
