@@ -1,7 +1,7 @@
 """Calibration after training (Y. Liu, L. Wang, Y. Zou, J. Zou, L. Zheng, "Optimizing Calibration by Gaining Aware of
 Prediction Correctness", 2024, arXiv 2404.13016)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, cast
 
@@ -11,7 +11,8 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.nn.utils import parametrize
 
-from leyden.core import Batch, Method, MethodCallback, Outputs, sample_keys
+from leyden.callbacks._changes_outputs import ChangesOutputs
+from leyden.core import Batch, Method, Outputs, sample_keys
 from leyden.data import Augment, DataModule
 from leyden.data.loader import EvalLoader
 from leyden.data.sampler import eval_batches
@@ -21,7 +22,7 @@ from leyden.nn import AdaptiveTemperature, transformed_topk_features
 __all__ = ["PostHocCalibration"]
 
 
-class PostHocCalibration(MethodCallback):
+class PostHocCalibration(ChangesOutputs):
     """Divides the logits of test and prediction by a temperature per sample, fitted on the validation data.
 
     The temperature comes from what the network says of transformed versions of the input, by
@@ -83,27 +84,8 @@ class PostHocCalibration(MethodCallback):
                 f"PostHocCalibration reads the validation data of a leyden.data.DataModule, got {type(data).__name__}"
             )
 
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fits the temperature, and takes part in the test."""
-        self._start(cast(Method, pl_module))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Fits the temperature, and takes part in the prediction."""
-        self._start(cast(Method, pl_module))
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes no more part."""
-        vars(pl_module).pop("compute", None)
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes no more part."""
-        vars(pl_module).pop("compute", None)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Takes no more part."""
-        vars(pl_module).pop("compute", None)
-
-    def _start(self, method: Method) -> None:
+    def begin(self, method: Method) -> Callable[[Batch], Outputs]:
+        """Fits the temperature, by which outputs are changed from then on."""
         logits, features, target = method.with_whole_parameters(lambda: self._validation_outputs(method))
         with torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad():
             torch.manual_seed(cast(DataModule, method.datamodule).seed)
@@ -116,7 +98,7 @@ class PostHocCalibration(MethodCallback):
             assert self.calibrator is not None
             return replace(outputs, logits=self.calibrator(logits, self._features(method, batch, logits)))
 
-        method.compute = calibrated  # type: ignore[method-assign]
+        return calibrated
 
     def _validation_outputs(self, method: Method) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, features and targets of all validation samples, in each process."""

@@ -6,31 +6,28 @@ That disagreement moves the weights to the generalist is said in the abstract; w
 `leyden.weights.t3_coefficient`. The paper's variant per batch is the default.
 """
 
+from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 
-from leyden.core.batch import Batch
-from leyden.core.callback import MethodCallback
+from leyden.callbacks._changes_outputs import ChangesOutputs
+from leyden.core import Batch, Method, Outputs
 from leyden.core.distributed import is_sharded
-from leyden.core.network import Outputs
 from leyden.losses.jensen_shannon import jensen_shannon_divergence
 from leyden.weights.files import WeightsFile, load_weights
 from leyden.weights.t3 import interpolate, t3_coefficient
 
-if TYPE_CHECKING:
-    from leyden.core.method import Method
-
 __all__ = ["TestTimeMerging"]
 
 
-class TestTimeMerging(MethodCallback):
+class TestTimeMerging(ChangesOutputs):
     """Validates, tests and predicts with ``lambda network + (1 - lambda) expert``, lambda from the batch itself.
 
     The network is the generalist. Each batch takes three forward passes: one with either network, whose
@@ -70,7 +67,7 @@ class TestTimeMerging(MethodCallback):
         self.coefficient(torch.zeros(1))  # checks the arguments
         self.batch = batch
 
-    def build(self, method: "Method") -> None:
+    def build(self, method: Method) -> None:
         """Loads the expert.
 
         Raises:
@@ -84,33 +81,18 @@ class TestTimeMerging(MethodCallback):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes part in a validation that is not one of a fit."""
         if trainer.state.fn != "fit":
-            self._start(cast("Method", pl_module))
-
-    def on_test_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes part in the test."""
-        self._start(cast("Method", pl_module))
-
-    def on_predict_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes part in the prediction."""
-        self._start(cast("Method", pl_module))
+            self.start(cast(Method, pl_module))
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Takes no more part."""
-        vars(pl_module).pop("compute", None)
+        self.end(cast(Method, pl_module))
 
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes no more part."""
-        vars(pl_module).pop("compute", None)
+    def begin(self, method: Method) -> Callable[[Batch], Outputs]:
+        """Copies the weights of both networks; each batch is computed with a mixture of them.
 
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Takes no more part."""
-        vars(pl_module).pop("compute", None)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Takes no more part."""
-        vars(pl_module).pop("compute", None)
-
-    def _start(self, method: "Method") -> None:
+        Raises:
+            MisconfigurationException: the parameters are sharded.
+        """
         if is_sharded(method.network.parameters()):
             raise MisconfigurationException(
                 "TestTimeMerging merges whole parameters, but these are sharded: evaluate with one process or with DDP"
@@ -142,7 +124,7 @@ class TestTimeMerging(MethodCallback):
             finally:
                 load(generalist)
 
-        method.compute = merged  # type: ignore[method-assign]
+        return merged
 
 
 def _row(batch: Batch, row: int, size: int) -> Batch:
