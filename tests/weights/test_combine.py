@@ -214,3 +214,5 @@ def test_files_give_the_bits_of_what_is_in_them(tmp_path):
     torch.save({**states[0], "large": states[0]["large"].double()}, tmp_path / "double.pt")
     mixed = combine([files[1], CheckpointFile(tmp_path / "double.pt")], [0.5, 0.5])
     assert mixed["large"].dtype == torch.float32
+    unread = combine([CheckpointFile(tmp_path / "double.pt"), *files[1:]], [0.0, 0.5, 0.5])
+    assert unread["large"].dtype == torch.float64  # that of the first

@@ -71,6 +71,11 @@ def dtype_of(state: State, name: str) -> torch.dtype:
     return state.dtype(name) if hasattr(state, "dtype") else state[name].dtype
 
 
+def shape_of(state: State, name: str) -> tuple[int, ...]:
+    """The shape of an entry; a file knows it without reading."""
+    return state.shape(name) if hasattr(state, "shape") else tuple(state[name].shape)
+
+
 def is_averaged(state: State, name: str) -> bool:
     """Whether arithmetic makes sense on an entry; counters are copied."""
     dtype = dtype_of(state, name)

@@ -84,6 +84,15 @@ class CheckpointFile(Mapping[str, Tensor]):
         """Returns the dtype of an entry without reading it."""
         return self._entries[name].dtype
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """Returns the shape of an entry without reading it."""
+        return self._entries[name].shape
+
+    def is_contiguous(self, name: str) -> bool:
+        """Whether the elements of an entry lie one behind the other in the order of its shape."""
+        entry = self._entries[name]
+        return entry.stride == _contiguous_stride(entry.shape)
+
     def place(self, name: str) -> Any:
         """Names the memory of an entry: the same for two names of one tensor."""
         return self._entries[name]
@@ -119,12 +128,6 @@ class CheckpointFile(Mapping[str, Tensor]):
                 raise ValueError(f"{self.path} was cut off within {name!r}")
             memory = memory[count:]
 
-    def shape(self, name: str) -> tuple[int, ...] | None:
-        """Returns the shape of an entry without reading it; None if its elements do not lie in that order."""
-        entry = self._entries[name]
-        expected = tuple(math.prod(entry.shape[axis + 1 :]) for axis in range(len(entry.shape)))
-        return entry.shape if entry.stride == expected else None
-
     def __contains__(self, name: object) -> bool:
         return name in self._entries  # Mapping's own would read the tensor
 
@@ -152,8 +155,8 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, _Entry]]:
         entries = {}
         for name, part in header.items():
             shape = tuple(part["shape"])
-            stride = tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
-            entries[name] = _Entry(8 + length + part["data_offsets"][0], DTYPES[part["dtype"]], shape, stride)
+            offset = 8 + length + part["data_offsets"][0]
+            entries[name] = _Entry(offset, DTYPES[part["dtype"]], shape, _contiguous_stride(shape))
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         with open(path, "rb") as file:
             is_index = file.read(1) == b"{"
@@ -164,6 +167,10 @@ def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, _Entry]]:
             ) from error
         raise ValueError(f"{path} is neither a safetensors file nor a checkpoint of torch.save: {error}") from error
     return metadata, entries
+
+
+def _contiguous_stride(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _read_zip(path: Path) -> tuple[dict[str, Any], dict[str, _Entry]]:

@@ -38,13 +38,13 @@ def combine(checkpoints: Sequence[State], coefficients: Sequence[float] | Tensor
     if numbers.shape != (len(states),) or not numbers.isfinite().all():
         raise ValueError(f"coefficients must be {len(states)} finite numbers, one per checkpoint, got {coefficients}")
     used = [(state, value) for state, value in zip(states, numbers.tolist(), strict=True) if value]
+    files: list[Any] = [state for state, _ in used]
+    if len(files) == 1 or not all(hasattr(state, "pieces") for state in [states[0], *files]):
+        files = []
 
     def entry(name: str) -> Tensor:
-        files: list[Any] = [state for state, _ in used if hasattr(state, "pieces")]
-        if len(files) == len(used) > 1 and is_averaged(states[0], name):
-            shapes = {file.shape(name) for file in files}
-            if len(shapes) == 1 and None not in shapes and len({file.dtype(name) for file in files}) == 1:
-                return _sum_pieces(name, files, [value for _, value in used], *shapes)
+        if files and is_averaged(states[0], name) and _are_alike(name, [states[0], *files]):
+            return _sum_pieces(name, files, [value for _, value in used])
         first = states[0][name]
         if not is_averaged(states[0], name):
             return states[-1][name].to(first.device, copy=True)
@@ -63,10 +63,15 @@ def combine(checkpoints: Sequence[State], coefficients: Sequence[float] | Tensor
     return by_tensor(states, entry)
 
 
-def _sum_pieces(name: str, files: list[Any], coefficients: list[float], shape: tuple[int, ...]) -> Tensor:
+def _are_alike(name: str, files: list[Any]) -> bool:
+    kinds = {(file.shape(name), file.dtype(name), file.is_contiguous(name)) for file in files}
+    return len(kinds) == 1 and files[0].is_contiguous(name)
+
+
+def _sum_pieces(name: str, files: list[Any], coefficients: list[float]) -> Tensor:
     """The sum for one entry of files, by pieces that stay in the cache: memory is gone through once."""
     dtype = files[0].dtype(name)
-    total = torch.empty(shape, dtype=torch.promote_types(dtype, torch.float32))
+    total = torch.empty(files[0].shape(name), dtype=torch.promote_types(dtype, torch.float32))
     buffer = torch.empty(PIECE, dtype=dtype)
     readers = [file.pieces(name, buffer) for file in files]
     for part in total.view(-1).split(PIECE) if total.numel() else ():

@@ -22,6 +22,7 @@ from leyden.weights._states import (
     dtype_of,
     is_averaged,
     is_excluded,
+    shape_of,
 )
 from leyden.weights.task_vectors import add_task_vectors
 
@@ -38,7 +39,7 @@ def shallow_keys(state: State, num_layers: int) -> list[str]:
     Raises:
         ValueError: there are fewer layers, or ``num_layers`` is below 1.
     """
-    weights = [name for name in state if is_averaged(state, name) and state[name].ndim >= 2]
+    weights = [name for name in state if is_averaged(state, name) and len(shape_of(state, name)) >= 2]
     if not 1 <= num_layers <= len(weights):
         raise ValueError(f"num_layers must lie in 1..{len(weights)}, got {num_layers}")
     chosen = set(weights[:num_layers])
