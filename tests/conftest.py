@@ -100,6 +100,33 @@ def quick_fit() -> Callable[..., list[str]]:
     return arguments
 
 
+@pytest.fixture
+def make_trainer(tmp_path: Path) -> Callable[..., Any]:
+    """``make_trainer(*callbacks, **kwargs)``: a quiet trainer on the CPU."""
+    from lightning.pytorch import Trainer  # slow to import
+    from lightning.pytorch.callbacks import Checkpoint
+
+    def make(*callbacks: Any, **kwargs: Any) -> Trainer:
+        return Trainer(
+            **{
+                "accelerator": "cpu",
+                "default_root_dir": tmp_path,
+                "max_epochs": 3,
+                "log_every_n_steps": 1,
+                "callbacks": list(callbacks),
+                "num_sanity_val_steps": 0,
+                "use_distributed_sampler": False,
+                "logger": False,
+                "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
+                "enable_progress_bar": False,
+                "enable_model_summary": False,
+                **kwargs,
+            }
+        )
+
+    return make
+
+
 # ---- processes
 
 

@@ -9,8 +9,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
-from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch import Callback
 
 from leyden.callbacks import ExactResume, LastCheckpoint
 from leyden.data import DataModule, TensorDictDataset
@@ -104,31 +103,6 @@ def make_method():
 def make_data():
     """``make_data(batch_size, **kwargs)``: 48 samples to train on, 11 to validate, 9 to test."""
     return lambda batch_size=8, **kwargs: Data(batch_size, seed=3, **kwargs)
-
-
-@pytest.fixture
-def make_trainer(tmp_path):
-    """``make_trainer(*callbacks, **kwargs)``: a quiet trainer on the CPU."""
-
-    def make(*callbacks, **kwargs):
-        return Trainer(
-            **{
-                "accelerator": "cpu",
-                "default_root_dir": tmp_path,
-                "max_epochs": 3,
-                "log_every_n_steps": 1,
-                "callbacks": list(callbacks),
-                "num_sanity_val_steps": 0,
-                "use_distributed_sampler": False,
-                "logger": False,
-                "enable_checkpointing": any(isinstance(callback, Checkpoint) for callback in callbacks),
-                "enable_progress_bar": False,
-                "enable_model_summary": False,
-                **kwargs,
-            }
-        )
-
-    return make
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@ import warnings
 import numpy as np
 import pytest
 import torch
-from lightning.pytorch import Trainer
 from lightning.pytorch.demos.boring_classes import BoringDataModule
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from scipy.special import expit, softmax
@@ -17,23 +16,14 @@ from leyden.models import MLP
 ITERATIONS = 10  # of L-BFGS: many more enlarge differences of rounding
 
 
-def fit(folder, method, data, *callbacks, steps=3):
-    trainer = Trainer(
-        accelerator="cpu",
-        precision="64-true",
-        max_steps=steps,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-    )
-    trainer.fit(method, datamodule=data)
-    return data.dataset("train").tensors
+@pytest.fixture
+def fit(make_trainer):
+    def fit(method, data, *callbacks, steps=3):
+        options = {"precision": "64-true", "max_epochs": -1, "limit_val_batches": 0}
+        make_trainer(*callbacks, max_steps=steps, **options).fit(method, datamodule=data)
+        return data.dataset("train").tensors
+
+    return fit
 
 
 def boosted(x, residual_of, step_of, start, *, stages, subsample, learning_rate):
@@ -59,9 +49,9 @@ def boosted(x, residual_of, step_of, start, *, stages, subsample, learning_rate)
     return raws
 
 
-def test_classes_as_by_the_algorithm(tmp_path):
+def test_classes_as_by_the_algorithm(fit):
     method = BoostedHead(MLP(13, 3, ()), num_stages=3, learning_rate=0.5, max_iterations=ITERATIONS)
-    train = fit(tmp_path, method, Wine(batch_size=32, seed=0))
+    train = fit(method, Wine(batch_size=32, seed=0))
     x, onehot = train["input"].double().numpy(), np.eye(3)[train["target"].numpy()]
 
     def step(residual, prediction):
@@ -79,9 +69,9 @@ def test_classes_as_by_the_algorithm(tmp_path):
         method.keep(4)
 
 
-def test_two_classes_have_twice_the_score_as_logit(tmp_path):
+def test_two_classes_have_twice_the_score_as_logit(fit):
     method = BoostedHead(MLP(30, 2, ()), num_stages=2, loss="binary", max_iterations=ITERATIONS)
-    train = fit(tmp_path, method, BreastCancer(batch_size=64, seed=0))
+    train = fit(method, BreastCancer(batch_size=64, seed=0))
     x, y = train["input"].double().numpy(), 2.0 * train["target"].numpy()[:, None] - 1.0
 
     def step(residual, prediction):
@@ -95,9 +85,9 @@ def test_two_classes_have_twice_the_score_as_logit(tmp_path):
     assert np.allclose(probability, expit(2.0 * raws[2][:, 0]), atol=1e-6)  # the start is rounded to float32
 
 
-def test_one_stage_is_a_small_network_on_centred_targets(tmp_path):
+def test_one_stage_is_a_small_network_on_centred_targets(fit):
     method = BoostedHead(MLP(10, 1, ()), num_stages=1, subsample=1.0, loss="mse", max_iterations=ITERATIONS)
-    train = fit(tmp_path, method, Diabetes(batch_size=64, seed=0))
+    train = fit(method, Diabetes(batch_size=64, seed=0))
     x, y = train["input"].double().numpy(), train["target"].double().numpy()
     raws = boosted(x, lambda raw: y - raw, lambda *_: 1.0, y.mean(0), stages=1, subsample=1.0, learning_rate=1.0)
     inputs = torch.from_numpy(x)
@@ -106,10 +96,10 @@ def test_one_stage_is_a_small_network_on_centred_targets(tmp_path):
     assert np.allclose(method.network(inputs).detach().numpy(), y.mean())
 
 
-def test_features_stay_as_they_are(tmp_path):
+def test_features_stay_as_they_are(fit):
     network = MLP(13, 3, (8,))
     before = [p.detach().double() for p in network.body.parameters()]
-    fit(tmp_path, BoostedHead(network, num_stages=1), Wine(batch_size=32, seed=0), steps=2)
+    fit(BoostedHead(network, num_stages=1), Wine(batch_size=32, seed=0), steps=2)
     assert all(map(torch.equal, before, network.body.parameters()))
     assert network.head[0].in_features == 8
 
@@ -131,8 +121,8 @@ def test_bad_arguments(arguments, message):
         BoostedHead(MLP(13, 3, ()), **arguments)
 
 
-def test_unfitting_set_ups_are_refused(tmp_path):
+def test_unfitting_set_ups_are_refused(fit):
     with pytest.raises(MisconfigurationException, match="callbacks cannot change batches or add loss terms"):
-        fit(tmp_path, BoostedHead(MLP(13, 3, ())), Wine(batch_size=32), Mixup())
+        fit(BoostedHead(MLP(13, 3, ())), Wine(batch_size=32), Mixup())
     with pytest.raises(MisconfigurationException, match=r"needs the training data of a leyden\.data\.DataModule"):
-        fit(tmp_path, BoostedHead(MLP(13, 3, ())), BoringDataModule())
+        fit(BoostedHead(MLP(13, 3, ())), BoringDataModule())

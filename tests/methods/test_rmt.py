@@ -3,7 +3,7 @@ from functools import partial
 
 import pytest
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch.nn import functional
 
@@ -27,26 +27,17 @@ class Seen(Callback):
         self.rates.append(trainer.optimizers[0].param_groups[0]["lr"])
 
 
-def fit(folder, method, *, data=None, epochs=3, **kwargs):
-    seen = Seen()
-    trainer = Trainer(
-        accelerator="cpu",
-        max_epochs=epochs,
-        limit_train_batches=2,
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        callbacks=[seen],
-        **{"precision": "64-true"} | kwargs,
-    )
-    views = TwoViews(Compose([]), second=GaussianNoise(0.2))
-    trainer.fit(method, datamodule=data or CorruptedDigits(batch_size=32, num_train=200, seed=0, augment=views))
-    return seen, trainer
+@pytest.fixture
+def fit(make_trainer):
+    def fit(method, *, data=None, epochs=3, **kwargs):
+        seen = Seen()
+        options = {"precision": "64-true", "limit_train_batches": 2, "limit_val_batches": 0} | kwargs
+        trainer = make_trainer(seen, max_epochs=epochs, **options)
+        views = TwoViews(Compose([]), second=GaussianNoise(0.2))
+        trainer.fit(method, datamodule=data or CorruptedDigits(batch_size=32, num_train=200, seed=0, augment=views))
+        return seen, trainer
+
+    return fit
 
 
 def network(dropout=0.0):
@@ -78,12 +69,12 @@ def prototypes(student):
     return torch.stack([features[tensors["target"] == label].mean(0) for label in range(10)])
 
 
-def test_source_warm_up_and_stream(tmp_path):
+def test_source_warm_up_and_stream(fit):
     method = RobustMeanTeacher(
         network(), momentum=0.9, projection_dim=6, contrastive_weight=0.5, source_weight=2.0, warmup_samples=64 + 10,
         temperature=0.2, optimizer=SGD,
     )  # fmt: skip
-    seen, trainer = fit(tmp_path, method)
+    seen, trainer = fit(method)
     assert seen.rates == pytest.approx([0.1, 0.1, 0.05, 0.1, 0.1, 0.1])
 
     for number in (0, 1):  # source
@@ -118,13 +109,13 @@ def test_source_warm_up_and_stream(tmp_path):
     assert trainer.callback_metrics["stream/accuracy"].item() == pytest.approx(right / 64)
 
 
-def test_whole_loss_of_the_stream(tmp_path):
+def test_whole_loss_of_the_stream(fit):
     method = RobustMeanTeacher(
         network(), momentum=0.9, projection_dim=6, contrastive_weight=0.5, source_weight=2.0, self_training_weight=3.0,
         temperature=0.2, optimizer=SGD,
     )  # fmt: skip
     projector = copy.deepcopy(method.attached["projector"]).double()
-    seen, _ = fit(tmp_path, method, epochs=1)
+    seen, _ = fit(method, epochs=1)
     batch, teacher = seen.batches[0], seen.teachers[0].train()
     means = prototypes(seen.students[0])
 
@@ -146,28 +137,28 @@ def test_whole_loss_of_the_stream(tmp_path):
     assert_steps(seen, method, 0, loss, 0.1)
 
 
-def test_statistics_alone_leave_the_weights_as_they_are(tmp_path):
+def test_statistics_alone_leave_the_weights_as_they_are(fit):
     method = RobustMeanTeacher(
         network(), self_training_weight=0.0, contrastive_weight=0.0, source_weight=0.0, warmup_samples=0
     )
-    seen, _ = fit(tmp_path, method)
+    seen, _ = fit(method)
     for p, q, start in zip(method.network.parameters(), seen.students[4].parameters(), seen.students[0].parameters(),
                            strict=True):  # fmt: skip
         assert torch.equal(p, q), "the optimizer goes on"
         assert not torch.equal(q, start)
 
 
-def test_momentum_of_one_freezes_the_teacher(tmp_path):
+def test_momentum_of_one_freezes_the_teacher(fit):
     method = RobustMeanTeacher(network(), momentum=1.0, warmup_samples=0)
-    seen, _ = fit(tmp_path, method)
+    seen, _ = fit(method)
     for p, q in zip(method.frozen["teacher"].module.parameters(), seen.students[4].parameters(), strict=True):
         torch.testing.assert_close(p, q, rtol=0.0, atol=0.0)
 
 
-def test_no_dropout_on_the_stream_and_modes_come_back(tmp_path):
+def test_no_dropout_on_the_stream_and_modes_come_back(fit):
     method = RobustMeanTeacher(network(dropout=0.9), warmup_samples=0, optimizer=SGD, contrastive_weight=0.0,
                                source_weight=0.0)  # fmt: skip
-    seen, _ = fit(tmp_path, method, epochs=1)
+    seen, _ = fit(method, epochs=1)
     batch, teacher = seen.batches[0], seen.teachers[0].train()
     teacher.dropout.eval()
 
@@ -196,20 +187,20 @@ def test_bad_arguments(arguments, match):
         RobustMeanTeacher(network(), **arguments)
 
 
-def test_needs_a_source_a_second_view_and_an_end(tmp_path):
+def test_needs_a_source_a_second_view_and_an_end(fit):
     with pytest.raises(MisconfigurationException, match="has no 'source' data"):
-        fit(tmp_path, RobustMeanTeacher(network()), data=Digits(batch_size=32))
+        fit(RobustMeanTeacher(network()), data=Digits(batch_size=32))
     with pytest.raises(ValueError, match=r"on the stream needs the batch keys \['input_2'\]"):
-        fit(tmp_path, RobustMeanTeacher(network()), data=CorruptedDigits(batch_size=32), epochs=1, precision=32)
+        fit(RobustMeanTeacher(network()), data=CorruptedDigits(batch_size=32), epochs=1, precision=32)
     with pytest.raises(MisconfigurationException, match="adapts in the last epoch"):
-        fit(tmp_path, RobustMeanTeacher(network()), max_steps=4)
+        fit(RobustMeanTeacher(network()), max_steps=4)
 
 
-def test_half_precision_and_accumulated_micro_batches(tmp_path):
+def test_half_precision_and_accumulated_micro_batches(fit):
     method = RobustMeanTeacher(network(), momentum=0.9, warmup_samples=32)
     views = TwoViews(Compose([]), second=GaussianNoise(0.2))
     data = CorruptedDigits(batch_size=32, num_train=200, seed=0, augment=views)
-    seen, trainer = fit(tmp_path, method, data=data, epochs=2, precision="bf16-mixed", accumulate_grad_batches=2)
+    seen, trainer = fit(method, data=data, epochs=2, precision="bf16-mixed", accumulate_grad_batches=2)
     assert [len(batch["input"]) for batch in seen.batches] == [16] * 4
     assert trainer.global_step == 2
     assert method.online[1] == 32

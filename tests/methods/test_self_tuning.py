@@ -43,22 +43,15 @@ class Watch(Callback):
         self.weights.append(network.head.weight.detach().clone())
 
 
-def fit(folder, method, *callbacks, data=None, **kwargs):
-    trainer = Trainer(
-        accelerator="cpu",
-        limit_val_batches=0,
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        num_sanity_val_steps=0,
-        default_root_dir=folder,
-        callbacks=list(callbacks),
-        **{"precision": "64-true", "max_steps": 8} | kwargs,
-    )
-    trainer.fit(method, datamodule=data or Digits(batch_size=16, num_train=32, seed=0))
-    return trainer
+@pytest.fixture
+def fit(make_trainer):
+    def fit(method, *callbacks, data=None, **kwargs):
+        options = {"precision": "64-true", "max_epochs": -1, "max_steps": 8, "limit_val_batches": 0} | kwargs
+        trainer = make_trainer(*callbacks, **options)
+        trainer.fit(method, datamodule=data or Digits(batch_size=16, num_train=32, seed=0))
+        return trainer
+
+    return fit
 
 
 def network(*, width=8, **knobs):
@@ -73,12 +66,12 @@ def changes(values):
 @pytest.mark.parametrize(
     ("train_steps", "valid_steps", "expected"), [(2, 1, [4, 6]), (3, 2, [5, 5]), (1, 0, [])], ids=str
 )
-def test_when_it_tunes(tmp_path, train_steps, valid_steps, expected):
+def test_when_it_tunes(fit, train_steps, valid_steps, expected):
     watch = Watch()
     method = SelfTuning(
         network(), train_steps=train_steps, valid_steps=valid_steps, warmup_epochs=1, hparam_lr=0.1, optimizer=SGD
     )
-    trainer = fit(tmp_path, method, watch)  # epochs of two steps
+    trainer = fit(method, watch)  # epochs of two steps
     assert trainer.global_step == 8  # steps of tuning are none of the trainer's
     assert [step for step, changed in enumerate(changes(watch.h)) if changed] == sorted(set(expected))
     assert len(watch.tuned) == len(expected)
@@ -88,7 +81,7 @@ def test_when_it_tunes(tmp_path, train_steps, valid_steps, expected):
 
 
 @pytest.mark.parametrize("scale_lr", [1.0, None])
-def test_gradient_of_the_validation_loss(tmp_path, scale_lr):
+def test_gradient_of_the_validation_loss(fit, scale_lr):
     """Against finite differences; a step of SGD in the place of Adam shows the gradient."""
     watch, weight = Watch(), 0.1
     method = SelfTuning(network(), train_steps=1, warmup_epochs=0, scale_lr=scale_lr, entropy_weight=weight)
@@ -99,7 +92,7 @@ def test_gradient_of_the_validation_loss(tmp_path, scale_lr):
             pl_module._tuner = torch.optim.SGD([p for g in pl_module._tuner.param_groups for p in g["params"]], lr=1.0)
 
     data = Digits(batch_size=16, num_train=32, seed=0)
-    fit(tmp_path, method, watch, Plain(), data=data, max_steps=2)
+    fit(method, watch, Plain(), data=data, max_steps=2)
     [(net, x, h)] = watch.tuned
     val = data.dataset("val").tensors
     rows = [(val["input"].double() == image).flatten(1).all(1).nonzero().item() for image in x]
@@ -122,31 +115,31 @@ def test_gradient_of_the_validation_loss(tmp_path, scale_lr):
             assert (before[number] - after)[entry].item() == pytest.approx(expected, rel=1e-5, abs=1e-9)
 
 
-def test_micro_batches_make_the_same_run(tmp_path):
+def test_micro_batches_make_the_same_run(fit):
     ends = []
     for accumulate in (1, 4):
         method = SelfTuning(network(), warmup_epochs=0, hparam_lr=0.1, optimizer=SGD)
-        fit(tmp_path, method, accumulate_grad_batches=accumulate, max_steps=6)
+        fit(method, accumulate_grad_batches=accumulate, max_steps=6)
         ends.append(method.network.state_dict())
     for name, value in ends[0].items():
         torch.testing.assert_close(ends[1][name], value)
 
 
-def test_it_finds_less_noise_where_there_is_too_much(tmp_path):
+def test_it_finds_less_noise_where_there_is_too_much(fit):
     noisy = network(width=32, input_noise=1.0, dropout=None)
     method = SelfTuning(noisy, warmup_epochs=1, hparam_lr=0.05, optimizer=SGD)
     data = Digits(batch_size=64, num_train=640, seed=0)
-    fit(tmp_path, method, data=data, precision="32-true", max_steps=150)
+    fit(method, data=data, precision="32-true", max_steps=150)
     knobs = method.network.hyperparameters
     assert knobs.values(knobs.h.unsqueeze(0))["input_noise"].item() < 0.5
 
 
-def test_bad_arguments_are_refused(tmp_path):
+def test_bad_arguments_are_refused(fit):
     for name, value in {"train_steps": 0, "valid_steps": -1, "warmup_epochs": -1, "scale_lr": -0.1}.items():
         with pytest.raises(ValueError, match=f"{name} must be at least .*, got {value}"):
             SelfTuning(network(), **{name: value})
     with pytest.raises(MisconfigurationException, match="needs a network with hyperparameters.*got MLP"):
-        fit(tmp_path, SelfTuning(MLP(64, 10, (8,))))
+        fit(SelfTuning(MLP(64, 10, (8,))))
     loader = torch.utils.data.DataLoader([{"input": torch.rand(64), "target": 0}])
     with pytest.raises(MisconfigurationException, match=r"validation data of a leyden.data.DataModule, got NoneType"):
         Trainer(accelerator="cpu", max_steps=1, logger=False, enable_checkpointing=False).fit(
@@ -165,9 +158,9 @@ def test_soft_targets_and_a_loss_of_ones_own():
     torch.testing.assert_close(hard, soft)
 
 
-def test_a_checkpoint_can_be_read_without_a_trainer(tmp_path):
+def test_a_checkpoint_can_be_read_without_a_trainer(fit, tmp_path):
     method = SelfTuning(network(), warmup_epochs=0, hparam_lr=0.1, optimizer=SGD)
-    fit(tmp_path, method).save_checkpoint(tmp_path / "fit.ckpt")
+    fit(method).save_checkpoint(tmp_path / "fit.ckpt")
     read = SelfTuning.load_from_checkpoint(tmp_path / "fit.ckpt", weights_only=True, network=network().double())
     assert torch.equal(read.network.hyperparameters.h, method.network.hyperparameters.h)
     assert not torch.equal(read.network.hyperparameters.h, network().double().hyperparameters.h)
