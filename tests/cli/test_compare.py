@@ -171,8 +171,8 @@ stages:
     takes: {ckpts: experts.checkpoint}
     gives: [network, val/loss]
   student:
-    set: {trainer.callbacks+: leyden.callbacks.SoftTargets}
-    takes: {trainer.callbacks.SoftTargets.teachers: soup.network}
+    set: {trainer.callbacks+: leyden.callbacks.Distillation}
+    takes: {trainer.callbacks.Distillation.teacher: soup.network}
 """
 
 

@@ -292,8 +292,8 @@ stages:
     takes: {ckpt_path: soup.checkpoint}
     gives: [test/loss, zeros]
   student:
-    set: {trainer.callbacks+: leyden.callbacks.SoftTargets}
-    takes: {trainer.callbacks.SoftTargets.teachers: soup.network}
+    set: {trainer.callbacks+: leyden.callbacks.Distillation}
+    takes: {trainer.callbacks.Distillation.teacher: soup.network}
 """
 EVALUATORS = """\
 import torch

@@ -9,7 +9,7 @@ from leyden.cli.config import ConfigError
 from leyden.cli.stages import read_stages, stages_name
 
 EXAMPLES = sorted((Path(__file__).parents[2] / "configs" / "stages").glob("*.yaml"))
-SOFT = "trainer.callbacks.SoftTargets.teachers"
+SOFT = "trainer.callbacks.Distillation.teacher"
 
 
 def read(tmp_path, text):
@@ -94,7 +94,7 @@ def test_example_is_short(path):
     read_stages(path)
 
 
-SOFT_TARGETS = "set: {trainer.callbacks+: {class_path: leyden.callbacks.SoftTargets}}"
+SOFT_TARGETS = "set: {trainer.callbacks+: {class_path: leyden.callbacks.Distillation}}"
 INITIAL = "set: {trainer.callbacks+: leyden.callbacks.InitialWeights}"
 LABEL = "c: {run: predict, takes: {ckpt_path: a.checkpoint}, gives: [dataset]}"
 EXPERTS = "a: {members: 2, gives: [checkpoint, weights]}"

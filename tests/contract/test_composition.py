@@ -28,7 +28,7 @@ from leyden.catalog.papers import read_papers
 from leyden.core import Batch, Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
-from leyden.models import TransformerBlock
+from leyden.models import MLP, TransformerBlock
 from leyden.plugins import AtomicCheckpointIO, FSDP2Strategy, LazyAsyncCheckpointIO, read_checkpoint
 from leyden.weights import pack_weights
 
@@ -60,9 +60,13 @@ class Use:
     observes: bool = False
 
 
+with torch.random.fork_rng():  # the same in all processes
+    torch.manual_seed(0)
+    TEACHER = MLP(64, 10, (8,))
 USES = {
     "AttentionMonitor": Use(observes=True),
     "AuxiliaryZLoss": Use({"weight": 0.1}),
+    "BatchFormerBranch": Use({"heads": 2}),
     "DynamicFixedPoint": Use({"bits": 4}),
     "DPSGD": Use({"target_epsilon": 8.0, "target_delta": 1e-3}),
     "CAST": Use(optimizer=partial(optim.AdamS, lr=1e-2)),
@@ -70,10 +74,12 @@ USES = {
     "CauchySchwarzBottleneck": Use(),
     "ConvexWeights": Use(),
     "DSnoT": Use(observes=True),  # prunes when the last checkpoint is written
+    "Distillation": Use({"teacher": TEACHER}),
     "DynamicSparsity": Use({"interval": 2}),
     "DecoupledMixup": Use({"eta": 1.0}, beside="Mixup"),
     "EMA": Use({"decay": 0.9}, observes=True),
     "EarlyLearningRegularization": Use(),
+    "ExpertTrajectory": Use(observes=True),
     "FairnessPenalty": Use({"attributes": ["target"]}),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
     "GradNormRecorder": Use(observes=True),
@@ -87,6 +93,10 @@ USES = {
     "MESA": Use({"decay": 0.5, "start_epoch": 0}),
     "MiniBatchAwareRegularization": Use({"weight": 1.0}),
     "Mixup": Use({"prob": 0.5}),  # those with memory per sample need steps that are not mixed
+    "Multigrid": Use(
+        # one grid, slightly coarser, so that there are as many steps
+        {"shape": (1, 8), "milestones": [1], "base_epochs": 2, "long_factors": [(1.0, 0.9)], "short_factors": []}
+    ),
     "NMSparsity": Use({"n": 1}),
     "NoiseFiT": Use({"std": 1.0, "layers": 1, "blocks": "stem"}),
     "OneShotPruning": Use(observes=True),  # prunes when the last checkpoint is written
@@ -105,6 +115,7 @@ USES = {
 EXCLUSIVE: dict[tuple[str, str], str] = {
     ("AttentionMonitor", "DPSGD"): "AttentionMonitor changes the step",
     ("AuxiliaryZLoss", "DPSGD"): "AuxiliaryZLoss changes the step",
+    ("BatchFormerBranch", "DPSGD"): "BatchFormerBranch changes the step",
     ("EarlyLearningRegularization", "DPSGD"): "EarlyLearningRegularization changes the step",
     ("DynamicFixedPoint", "LoRA"): "matches none of the linear layers",
     ("DecoupledMixup", "DPSGD"): "DecoupledMixup changes the step",
@@ -125,6 +136,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("LoRA", "MaskTuning"): "has LoRA's updates: apply one of the two",
     ("MaskTuning", "MiniBatchAwareRegularization"): r"no effect on embeddings that are frozen \(places\)",
     ("ProximalMatchingSchedule", "DPSGD"): "ProximalMatchingSchedule changes the step",
+    ("Multigrid", "DPSGD"): "Multigrid changes the step",
     ("NMSparsity", "DPSGD"): "NMSparsity changes the step",
     ("ProgressiveNM", "DPSGD"): "is parametrized",
     ("NoiseFiT", "DPSGD"): "NoiseFiT changes the step",

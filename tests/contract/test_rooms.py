@@ -31,7 +31,7 @@ import leyden
 from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
-from leyden.models import GPT, MLP, ConvNet, SelfTuningMLP, StackedAutoencoder, UNet, ViT
+from leyden.models import GPT, MLP, AttentionMIL, ConvNet, SelfTuningMLP, StackedAutoencoder, UNet, ViT
 from leyden.weights import pack_weights
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
@@ -53,6 +53,7 @@ TOKENS = torch.arange(12).view(3, 4)
 SERIES = torch.rand(4, 24, 3, generator=torch.Generator().manual_seed(0))
 ARGUMENTS: dict[str, Any] = {
     "in_features": 3 * 8 * 8,
+    "in_dim": 8 * 8,
     "in_channels": 3,
     "num_outputs": 10,
     "num_classes": 10,
@@ -63,7 +64,9 @@ ARGUMENTS: dict[str, Any] = {
     "patch_dim": 8,
     "vocab_size": 12,
     "context": 4,
-    "teachers": ConvNet(1, 10, width=4),
+    "teacher": ConvNet(1, 10, width=4),
+    "in_shape": [8],
+    "out_shape": [8],
     "view": GaussianNoise(0.1),
     "views": [GaussianNoise(0.1)],
     "num_clusters": 3,
@@ -93,6 +96,8 @@ class Greys(Network):
 
 
 NETWORKS = {
+    "BagClassification": lambda: AttentionMIL(64, 10),
+    "MHIM": lambda: AttentionMIL(64, 10),
     "ConsistencyTraining": lambda: UNet(3, width=4),
     "AttentionMonitor": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
     "DEPICT": lambda: StackedAutoencoder(3 * 8 * 8, 10),
@@ -112,7 +117,16 @@ BATCHES = {
 }
 
 BESIDE = {"DecoupledMixup": "Mixup", "ProximalMatchingSchedule": "Mixup"}  # a callback that another one needs
-KNOBS = {"ProximalMatchingSchedule": {"stages": 1}}  # for fits of two steps
+KNOBS: dict[str, dict[str, Any]] = {  # for fits of two steps
+    "Multigrid": {
+        "shape": (1, 8),
+        "milestones": [1],
+        "base_epochs": 2,
+        "long_factors": [(1.0, 1.0)],
+        "short_factors": [],
+    },
+    "ProximalMatchingSchedule": {"stages": 1},
+}
 OPTIMIZERS = {"CAST": "AdamS", "SophiaHessian": "Sophia"}
 STEPS = {"AdaptiveObGD": {"delta": 0.5}, "ObGD": {"delta": 0.5}}  # what ``step`` of an optimizer needs
 
@@ -216,7 +230,8 @@ def check_loss(function: Callable[..., Tensor], twin: type[nn.Module]) -> None:
     parameters = inspect.signature(function).parameters.values()
     inputs = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
     knobs = {p.name: p.default for p in parameters if p.kind is p.KEYWORD_ONLY}
-    given = {p.name: p.default for p in inspect.signature(twin).parameters.values()}
+    own = twin.__init__ is not nn.Module.__init__  # one without knobs has none
+    given = {p.name: p.default for p in inspect.signature(twin).parameters.values() if own}
     assert given == knobs, f"the knobs or defaults of {twin.__name__} differ from those of its function"
     forward = [name for name in inspect.signature(twin.forward).parameters if name != "self"]
     assert forward == inputs, f"{twin.__name__}.forward takes other inputs than its function"

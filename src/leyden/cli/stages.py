@@ -7,8 +7,8 @@
         set: {model.network.width: 32}
         gives: [network]
       student:
-        set: {trainer.callbacks+: leyden.callbacks.SoftTargets}
-        takes: {trainer.callbacks.SoftTargets.teachers: teacher.network}
+        set: {trainer.callbacks+: leyden.callbacks.Distillation}
+        takes: {trainer.callbacks.Distillation.teacher: teacher.network}
 
 Keys of a stage: ``run`` (``fit``, ``validate``, ``test``, ``predict``, ``combine``, ``curate``, ``evaluate`` or
 ``call``), ``config`` (names as ``-c`` takes them), ``set`` (keys as on the command line; arguments, where there is no

@@ -14,6 +14,7 @@ from .distributed import rank as rank
 from .distributed import shard_like as shard_like
 from .distributed import whole as whole
 from .distributed import world_size as world_size
+from .evaluating import evaluating as evaluating
 from .gradients import accumulate_gradients as accumulate_gradients
 from .gradients import gradients_per_term as gradients_per_term
 from .gradients import with_gradients as with_gradients

@@ -1,32 +1,20 @@
-"""Evaluation mode within a fit, and steps that no optimizer makes."""
+"""Features of whole data sets within a fit, and steps that no optimizer makes."""
 
-from collections.abc import Iterator, Sized
-from contextlib import contextmanager
+from collections.abc import Sized
 from typing import Any, cast
 
 import torch
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
+from torch import Tensor
 
 from leyden.core.batch import Batch
+from leyden.core.evaluating import evaluating
 from leyden.core.method import Method
 from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
 from leyden.data.sampler import eval_batches
 
-__all__ = ["check_whole_data_sets", "count_step", "evaluating", "features_and_targets"]
-
-
-@contextmanager
-def evaluating(module: nn.Module) -> Iterator[None]:
-    """Puts a module into evaluation mode, and every part of it back into its own."""
-    modes = [(part, part.training) for part in module.modules()]
-    module.eval()
-    try:
-        yield
-    finally:
-        for part, training in modes:
-            part.training = training
+__all__ = ["check_whole_data_sets", "count_step", "features_and_targets"]
 
 
 @torch.no_grad()

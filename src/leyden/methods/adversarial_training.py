@@ -15,10 +15,10 @@ from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import MulticlassAccuracy
 
 from leyden.core.batch import Batch, Terms, require_keys
+from leyden.core.evaluating import evaluating
 from leyden.core.network import Network, Outputs
 from leyden.core.random import sample_keys, uniform
 from leyden.inference.pgd import check_pgd, pgd
-from leyden.methods._evaluating import evaluating
 from leyden.methods.classification import Classification
 from leyden.metrics.worst_class import WorstClassAccuracy
 

@@ -16,6 +16,7 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from leyden.core.batch import Batch, Terms, require_keys
 from leyden.core.distributed import all_gather_rows_with_grad, all_reduce_sum
+from leyden.core.evaluating import evaluating
 from leyden.core.method import OptimizerCallable
 from leyden.core.network import Network, Outputs
 from leyden.data.dataset import TensorDictDataset
@@ -23,7 +24,6 @@ from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
 from leyden.data.sampler import eval_batches
 from leyden.losses.rmt import multiview_contrastive_loss, nearest_prototype, soft_symmetric_cross_entropy_loss
-from leyden.methods._evaluating import evaluating
 from leyden.methods.classification import Classification
 from leyden.nn.ema_teacher import EMATeacher
 from leyden.nn.running_stats import frozen_running_stats

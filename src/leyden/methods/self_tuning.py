@@ -12,6 +12,7 @@ from torch import Tensor
 
 from leyden.core.batch import Batch, require_keys
 from leyden.core.distributed import rank, world_size
+from leyden.core.evaluating import evaluating
 from leyden.core.gradients import gradients_per_term
 from leyden.core.network import Network, Outputs
 from leyden.core.random import sample_keys
@@ -19,7 +20,6 @@ from leyden.data.loader import ResumableLoader
 from leyden.data.module import DataModule
 from leyden.data.sampler import GlobalBatchSampler
 from leyden.losses.perturbation_entropy import perturbation_entropy
-from leyden.methods._evaluating import evaluating
 from leyden.methods._two_passes import check_two_passes
 from leyden.methods.classification import Classification
 from leyden.nn.self_tuning import Hyperparameters
