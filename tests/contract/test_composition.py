@@ -28,7 +28,7 @@ from leyden.catalog.papers import read_papers
 from leyden.core import Batch, Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
-from leyden.models import MLP, TransformerBlock
+from leyden.models import ConvNet, TransformerBlock
 from leyden.plugins import AtomicCheckpointIO, FSDP2Strategy, LazyAsyncCheckpointIO, read_checkpoint
 from leyden.weights import pack_weights
 
@@ -62,7 +62,7 @@ class Use:
 
 with torch.random.fork_rng():  # the same in all processes
     torch.manual_seed(0)
-    TEACHER = MLP(64, 10, (8,))
+    TEACHER = ConvNet(1, 10, width=2)
 USES = {
     "AttentionMonitor": Use(observes=True),
     "AuxiliaryZLoss": Use({"weight": 0.1}),
@@ -78,6 +78,7 @@ USES = {
     "DynamicSparsity": Use({"interval": 2}),
     "DecoupledMixup": Use({"eta": 1.0}, beside="Mixup"),
     "EMA": Use({"decay": 0.9}, observes=True),
+    "EMAProxy": Use({"consistency_weight": 1.0, "warmup_steps": 2}),
     "EarlyLearningRegularization": Use(),
     "ExpertTrajectory": Use(observes=True),
     "FairnessPenalty": Use({"attributes": ["target"]}),
@@ -116,6 +117,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("AttentionMonitor", "DPSGD"): "AttentionMonitor changes the step",
     ("AuxiliaryZLoss", "DPSGD"): "AuxiliaryZLoss changes the step",
     ("BatchFormerBranch", "DPSGD"): "BatchFormerBranch changes the step",
+    ("EMAProxy", "DPSGD"): "EMAProxy changes the step",
     ("EarlyLearningRegularization", "DPSGD"): "EarlyLearningRegularization changes the step",
     ("DynamicFixedPoint", "LoRA"): "matches none of the linear layers",
     ("DecoupledMixup", "DPSGD"): "DecoupledMixup changes the step",

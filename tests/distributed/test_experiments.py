@@ -16,6 +16,7 @@ DIFFERENT: dict[str, str] = dict.fromkeys(
     ("optimization/adaptive_obgd", "optimization/obgd", "optimization/random_walk"),
     "one stream of transitions, one at a time",
 ) | {
+    "batch/batchformer": "each process attends to its share of the batch",
     "optimization/dfp16": "the exponent is that of the largest number in a process's share of the batch",
     "regularization/nested_co_teaching": "each process chooses the smallest losses of its share of the batch",
     "regularization/noisefit": "the size of the noise is that of the spread of a process's share of the batch",
@@ -40,8 +41,8 @@ def fit(folder: Path, arguments: list[str]) -> dict[str, torch.Tensor]:
 
     LastCheckpoint.on_fit_start = on_fit_start
     assert main(arguments) == 0
-    run = Path("logs", arguments[2] if arguments[1] == "-c" else "default", "fit")
-    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    (last,) = Path("logs").rglob("last.ckpt")
+    checkpoint = torch.load(last, weights_only=True)
     after = checkpoint.get("current_model_state", checkpoint["state_dict"])  # the former beside an average only
     return {name: after[name] - before for name, before in weights.items() if before.is_floating_point()}
 

@@ -5,6 +5,13 @@ from .attention_monitor import AttentionMonitor as AttentionMonitor
 from .batchformer import BatchFormerBranch as BatchFormerBranch
 from .cast import CAST as CAST
 from .cauchy_schwarz_bottleneck import CauchySchwarzBottleneck as CauchySchwarzBottleneck
+from .colm import CoLM as CoLM
+from .coresets import adam_directions as adam_directions
+from .coresets import coreset_by_source as coreset_by_source
+from .coresets import facility_location as facility_location
+from .coresets import l1_similarity as l1_similarity
+from .coresets import source_quota as source_quota
+from .coresets import sparsify_by_source as sparsify_by_source
 from .crib import CRIB as CRIB
 from .decoupled_mixup import DecoupledMixup as DecoupledMixup
 from .distillation import Distillation as Distillation
