@@ -1,5 +1,6 @@
 """What all test levels share: processes to run and to kill, and the experiments to try."""
 
+import contextlib
 import importlib.util
 import multiprocessing
 import os
@@ -46,16 +47,17 @@ def _forget_seed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def is_stages_file(path: Path) -> bool:
-    """Whether an experiment is a run of several fits, which tests/resume/test_stages.py tries."""
+    """Whether an experiment is a run of several fits."""
     return "\nstages:" in path.read_text()
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test that takes an ``experiment`` with each of them, as ``-c`` names it."""
-    if "experiment" in metafunc.fixturenames:
-        fits = (path for path in sorted(EXPERIMENTS.rglob("*.yaml")) if not is_stages_file(path))
-        paths = (path.relative_to(EXPERIMENTS).with_suffix("") for path in fits)
-        metafunc.parametrize("experiment", ["default", *(path.as_posix() for path in paths)])
+    """Runs a test that takes a ``fit_experiment``, or an ``experiment`` of whatever kind, with each, as ``-c`` names it."""
+    paths = sorted(EXPERIMENTS.rglob("*.yaml"))
+    for name, kind in (("experiment", paths), ("fit_experiment", [p for p in paths if not is_stages_file(p)])):
+        if name in metafunc.fixturenames:
+            names = [path.relative_to(EXPERIMENTS).with_suffix("").as_posix() for path in kind]
+            metafunc.parametrize(name, ["default", *names])
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest itself leaves out what is slow
@@ -74,30 +76,58 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 item.add_marker(pytest.mark.slow)
 
 
+QUICK = [
+    "trainer.accelerator=cpu",
+    "trainer.limit_val_batches=2",
+    "trainer.limit_test_batches=2",
+    "trainer.log_every_n_steps=1",
+]
+QUIET = ["trainer.logger.WandbLogger=null", "trainer.callbacks.ProgressBar=null"]
+
+
 @pytest.fixture
-def quick_fit() -> Callable[..., list[str]]:
-    """``quick_fit(experiment, name, ...)``: arguments of a fit of 3 epochs of 4 small steps, logged to a file."""
+def quick_fit(tmp_path: Path) -> Callable[..., list[str]]:
+    """``quick_fit(experiment, name, ...)``: arguments of a fit of 3 epochs of 4 small steps, logged to a file.
+
+    Of an experiment of stages it is its last fit, on what the stages before it have given.
+    """
 
     def arguments(experiment: str, name: str, *more: str) -> list[str]:
+        settings = [*QUICK, *QUIET]
+        if experiment != "default" and is_stages_file(EXPERIMENTS / f"{experiment}.yaml"):
+            experiment, settings = last_fit(experiment, tmp_path / "stages"), QUICK
         return [
             "fit",
             *(["-c", experiment] if experiment != "default" else []),
             f"--name={name}",
-            "--trainer.accelerator=cpu",
+            *(f"--{setting}" for setting in settings),
             "--trainer.devices=1",
             "--trainer.max_epochs=3",
             "--trainer.limit_train_batches=4",
-            "--trainer.limit_val_batches=2",
-            "--trainer.limit_test_batches=2",
-            "--trainer.log_every_n_steps=1",
-            "--trainer.logger.WandbLogger=null",
-            "--trainer.callbacks.ProgressBar=null",
             "--trainer.callbacks.LastCheckpoint.every_n_steps=2",
             "--debug",
             *more,
         ]
 
     return arguments
+
+
+def last_fit(experiment: str, folder: Path) -> str:
+    """Runs the stages of an experiment, each for two steps; returns the config of the last that was a fit."""
+    from leyden.cli import main  # slow to import
+
+    path = EXPERIMENTS / f"{experiment}.yaml"
+    config = folder / path.name
+    if not config.is_file():
+        folder.mkdir(exist_ok=True)
+        short = ["trainer.max_epochs=1", "trainer.limit_train_batches=2", "trainer.limit_predict_batches=2"]
+        with contextlib.chdir(folder):
+            assert main(["run", str(path), "--name=stages", "--debug", "--set", *QUICK, *QUIET, *short]) == 0
+        fits = [file.parents[1] for file in folder.rglob("checkpoints/last.ckpt")]
+        last = max(fits, key=lambda fit: (fit / "checkpoints" / "last.ckpt").stat().st_mtime_ns)
+        logs = f"logs/{path.stem}/stages/"
+        config.write_text((last / "config.yaml").read_text().replace(logs, f"{folder}/{logs}"))
+    return str(config)
 
 
 @pytest.fixture

@@ -18,15 +18,16 @@ def test_stopped_and_resumed(experiment, quick_fit, assert_same_run, tmp_path, m
     monkeypatch.chdir(tmp_path)
     assert main(quick_fit(experiment, "whole")) == 0
     arguments = quick_fit(experiment, "stopped")
-    run = Path("logs", experiment, "stopped")
-    for stop in stops(run.with_name("whole")):
+    (whole,) = Path("logs").rglob("whole")
+    run = whole.with_name("stopped")
+    for stop in stops(whole):
         with monkeypatch.context() as patch:
             patch.setattr(LastCheckpoint, "on_train_batch_start", stop_before(stop))
             assert main(arguments) == 1
         assert f"StoppedError: before batch {stop}" in capsys.readouterr().err
         arguments = ["fit", f"--resume={run}", "--debug"]
     assert main(arguments) == 0
-    assert_same_run(run.with_name("whole"), run)
+    assert_same_run(whole, run)
 
 
 def stops(run):

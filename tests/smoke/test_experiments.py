@@ -26,8 +26,8 @@ def test_names_its_baseline(experiment):
         assert config_folder() / baseline[1] != path, f"{path} is its own baseline"
 
 
-def test_parses(experiment, capsys):
-    assert main(["fit", *(["-c", experiment] if experiment != "default" else []), "--print_config"]) == 0
+def test_parses(fit_experiment, capsys):
+    assert main(["fit", *(["-c", fit_experiment] if fit_experiment != "default" else []), "--print_config"]) == 0
     assert yaml.safe_load(capsys.readouterr().out)["standalone"] is True
 
 
@@ -35,7 +35,7 @@ def test_parses(experiment, capsys):
 def test_trains_and_tests(experiment, quick_fit, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert main(quick_fit(experiment, "smoke", "--trainer.max_epochs=1")) == 0
-    run = Path("logs", experiment, "smoke")
+    (run,) = Path("logs").rglob("smoke")
     assert (run / "checkpoints" / "last.ckpt").is_file()
     with open(run / "metrics.csv", newline="") as file:
         rows = list(csv.DictReader(file))
