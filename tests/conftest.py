@@ -52,7 +52,7 @@ def is_stages_file(path: Path) -> bool:
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
-    """Runs a test that takes a ``fit_experiment``, or an ``experiment`` of whatever kind, with each, as ``-c`` names it."""
+    """Runs a test that takes an ``experiment``, or one that is a single fit, with each of them, as ``-c`` names it."""
     paths = sorted(EXPERIMENTS.rglob("*.yaml"))
     for name, kind in (("experiment", paths), ("fit_experiment", [p for p in paths if not is_stages_file(p)])):
         if name in metafunc.fixturenames:
