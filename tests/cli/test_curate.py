@@ -1,6 +1,7 @@
 """Training sets made by the command."""
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -46,6 +47,56 @@ def test_the_file_trains(capsys):
     quick = ["--trainer.accelerator=cpu", "--trainer.max_epochs=1", "--trainer.limit_val_batches=1", "-c", "logger/csv"]
     quick += ["--test_after_fit=false", "--trainer.callbacks.ProgressBar=null", "--trainer.log_every_n_steps=1"]
     assert main(["fit", *quick, f"--data={data}", f"--data.dataset={path}", "--name=x", "--debug"]) == 0
+
+
+DISTILLED = """\
+data: {class_path: leyden.data.Digits, init_args: {num_train: 50}}
+curation:
+  class_path: leyden.curation.DATM
+  init_args:
+    network: {class_path: leyden.models.MLP, init_args: {in_features: 64, num_outputs: 10, hidden: []}}
+    experts: expert.ckpt
+    ipc: 1
+    iterations: 6
+    synthetic_steps: 1
+    start: 1
+    max_start: 1
+    threshold: 10.0
+"""
+
+
+def test_numbers_and_a_kill(capsys, monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    trajectory = {
+        epoch: {"head.weight": torch.randn(10, 64, generator=generator), "head.bias": torch.zeros(10)}
+        for epoch in range(3)
+    }
+    torch.save({"callbacks": {"ExpertTrajectory": {"parameters": trajectory}}}, "expert.ckpt")
+    Path("distilled.yaml").write_text(DISTILLED)
+    monkeypatch.setattr("leyden.curation.curation.SAVE_EVERY", 2)
+    whole, other = Path("whole.safetensors"), Path("other.safetensors")
+    assert main(["curate", "-c", "distilled.yaml", f"--output={whole}"]) == 0
+    saved = []
+    replace = os.replace
+
+    def replace_twice(*paths):
+        saved.append(paths)
+        if len(saved) == 2:
+            raise RuntimeError("killed")
+        replace(*paths)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", replace_twice)
+        assert main(["curate", "-c", "distilled.yaml", f"--output={other}"]) == 1
+    assert not other.exists()
+    assert main(["curate", "-c", "distilled.yaml", f"--output={other}"]) == 0
+    assert other.read_bytes() == whole.read_bytes()
+    assert not list(Path().glob(".*progress"))
+    with safe_open(other, framework="pt") as file:
+        assert json.loads(file.metadata()["curation"])["numbers"].keys() == {"student_lr"}
+    Path("stages.yaml").write_text("stages: {a: {config: distilled.yaml, run: curate, gives: [dataset, speed]}}")
+    assert main(["run", "stages.yaml"]) == 1
+    assert "it gives speed, but DATM gives a dataset, student_lr only" in capsys.readouterr().err
 
 
 WRONG = {

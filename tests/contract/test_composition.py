@@ -121,6 +121,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("EarlyLearningRegularization", "DPSGD"): "EarlyLearningRegularization changes the step",
     ("DynamicFixedPoint", "LoRA"): "matches none of the linear layers",
     ("DecoupledMixup", "DPSGD"): "DecoupledMixup changes the step",
+    ("Distillation", "DPSGD"): "Distillation changes the step",
     ("FairnessPenalty", "DPSGD"): "FairnessPenalty changes the step",
     ("GradientNormPenalty", "DPSGD"): "GradientNormPenalty changes the step",
     ("GhostBatchNorm", "DPSGD"): "stem.1 is a batch norm, which mixes them",

@@ -68,11 +68,11 @@ def run_and_kill(folder: Path, arguments: list[str], at: int) -> int:
 
 
 @pytest.fixture
-def command(tmp_path, monkeypatch):
+def command(shorter_stages, tmp_path, monkeypatch):
     """Arguments that run an example, with fewer rounds and members so that it is quick."""
 
     def command(example: str, name: str) -> list[str]:
-        text = (EXAMPLES | EXPERIMENTS)[example].read_text()
+        text = shorter_stages((EXAMPLES | EXPERIMENTS)[example])
         if example == "class_incremental":
             text = text.replace("rounds: 5", "rounds: 2")
         elif example == "soup":
@@ -81,14 +81,6 @@ def command(tmp_path, monkeypatch):
             few = "{class_path: leyden.data.Digits, init_args: {num_train: 100}}"
             text = text.replace("source: leyden.data.Digits", f"source: {few}").replace("images_per_class: 10, ", "")
             text = text.replace("members: 3", "members: 2")
-        elif example == "datm":  # of experts of two epochs; its progress is saved once
-            for few in (
-                ("iterations: 120", "iterations: 55"),
-                ("steps: 20", "steps: 2"),
-                ("min_start: 4", "min_start: 0"),
-            ):
-                text = text.replace(*few)
-            text = text.replace("start: 10", "start: 1")
         settings = SETTINGS
         text = text.replace("[512, 512]", "[16]").replace("members: 5", "members: 2")
         if example in EXPERIMENTS:  # which have networks of their own

@@ -31,6 +31,7 @@ from .ghost_batch_norm import GhostBatchNorm as GhostBatchNorm
 from .glad import GradientNormPenalty as GradientNormPenalty
 from .grad_norm_recorder import GradNormRecorder as GradNormRecorder
 from .gradient_dropout import GradientDropout as GradientDropout
+from .hard_batch_replay import HardBatchReplay as HardBatchReplay
 from .ignite import IGNITE as IGNITE
 from .ignite import ignite_multiplier as ignite_multiplier
 from .initial_weights import InitialWeights as InitialWeights
@@ -63,6 +64,7 @@ from .sigma_reparam import SigmaReparametrization as SigmaReparametrization
 from .sophia_hessian import SophiaHessian as SophiaHessian
 from .soup_reference import SoupReference as SoupReference
 from .t3 import TestTimeMerging as TestTimeMerging
+from .view_batch import ViewBatchTraining as ViewBatchTraining
 from .wasserstein_predictive_coding import WassersteinPredictiveCoding as WassersteinPredictiveCoding
 from .weight_companding import WeightCompanding as WeightCompanding
 from .z_loss import AuxiliaryZLoss as AuxiliaryZLoss

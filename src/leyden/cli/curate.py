@@ -23,7 +23,8 @@ def curate(argv: Sequence[str]) -> int:
         prog="leyden curate",
         allow_abbrev=False,
         description="Makes a training set by the 'curation' of a config from its 'data', and writes it into a "
-        "safetensors file that leyden.data.CuratedData trains on. The seed is seed_everything.",
+        "safetensors file that leyden.data.CuratedData trains on. The seed is seed_everything. A curation that was "
+        "killed goes on if it is run again with the same config and --name or --output.",
         epilog="--KEY=VALUE sets a value of the config, as in leyden fit: --curation.images_per_class=5",
     )
     parser.add_argument("-c", "--config", action="append", default=[], metavar="FILE", help="config, as of leyden fit")
@@ -42,7 +43,7 @@ def curate(argv: Sequence[str]) -> int:
         output = arguments.output or LOGS / "curation" / name / "dataset.safetensors"
         if output.exists():
             raise ConfigError(f"{output} is there already: choose another --output or --name")
-        num_samples = write_curation(parse_curation(tree), output)
+        num_samples, _ = write_curation(parse_curation(tree), output)
         print(f"leyden: {output}: {num_samples} samples", file=sys.stderr)
         return 0
 

@@ -78,18 +78,25 @@ def parse_curation(tree: Section) -> ParsedCuration:
         raise ConfigError(diagnose(own, parser, error)) from error
 
 
-def write_curation(parsed: ParsedCuration, output: Path) -> int:
+def write_curation(parsed: ParsedCuration, output: Path) -> tuple[int, dict[str, float]]:
     """Runs a curation and writes its training set; the file says in its header how it was made.
 
+    One that was killed goes on if it is run again with the same config and file.
+
     Returns:
-        Number of samples.
+        Number of samples, and the numbers that it returned beside them.
 
     Raises:
         ConfigError: the curation returned no training set.
     """
     curation, data = parsed.make()
+    config = json.dumps(parsed.resolved)
+    progress = output.with_name(f".{output.name}.progress")
+    curation.keep_progress(progress, config)
     with torch.no_grad():
-        tensors = curation(data)
+        returned = curation(data)
+    tensors = {key: tensor for key, tensor in returned.items() if tensor.ndim}
+    numbers = {key: float(tensor) for key, tensor in returned.items() if not tensor.ndim}
     missing = [key for key in ("input", "target") if key not in tensors]
     if missing or not len(tensors["input"]):
         raise ConfigError(
@@ -97,6 +104,9 @@ def write_curation(parsed: ParsedCuration, output: Path) -> int:
             + (f"no {missing[0]!r}" if missing else "no samples")
         )
     header = {"config": parsed.resolved, "versions": {"leyden": leyden.__version__, "torch": torch.__version__}}
+    if numbers:
+        header["numbers"] = numbers
     with replace_file(output) as file:
         file.write(pack_tensors(tensors, metadata={"curation": json.dumps(header)}))
-    return len(tensors["input"])
+    progress.unlink(missing_ok=True)
+    return len(tensors["input"]), numbers

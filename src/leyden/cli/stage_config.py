@@ -185,9 +185,12 @@ def _check_stage(stage: Stage, tree: Section, files: list[Path]) -> dict[str, An
     if stage.run == "curate":
         from leyden.cli.curating import parse_curation
 
-        if numbers:
-            raise ConfigError(f"it gives {numbers[0]}, but a curate gives a dataset only")
-        return parse_curation(tree).resolved
+        resolved = parse_curation(tree).resolved
+        curation = _load_class(resolved["curation"])
+        if unknown := [name for name in numbers if name not in curation.numbers]:
+            able = ", ".join(["a dataset", *curation.numbers])
+            raise ConfigError(f"it gives {unknown[0]}, but {curation.__name__} gives {able} only")
+        return resolved
     if stage.run == "call":
         assert stage.function is not None
         check_function(stage.function, [], {"folder": Path(), **arguments})

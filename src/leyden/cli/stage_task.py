@@ -135,7 +135,8 @@ def run_task(task: Task) -> Outcome:
         case "combine":
             best, metrics = combine_checkpoints(task)
         case "curate":
-            gives = {"dataset": curate_dataset(task)}
+            curated = curate_dataset(task)
+            gives = {name: curated[name] for name in task.gives}
         case "evaluate":
             metrics = evaluate_checkpoint(task)
         case _:

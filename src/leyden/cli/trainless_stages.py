@@ -73,16 +73,16 @@ def combine_checkpoints(task: "Task") -> tuple[Path, dict[str, float]]:
     return output, metrics
 
 
-def curate_dataset(task: "Task") -> str:
+def curate_dataset(task: "Task") -> dict[str, Any]:
     """Runs a curation as ``leyden curate`` does.
 
     Returns:
-        Path of the dataset below the stage's folder.
+        Path of the dataset below the stage's folder, and the curation's numbers.
     """
     from leyden.cli.curating import parse_curation, write_curation
 
-    write_curation(parse_curation(task.tree), task.folder / "dataset.safetensors")
-    return "dataset.safetensors"
+    _, numbers = write_curation(parse_curation(task.tree), task.folder / "dataset.safetensors")
+    return {"dataset": "dataset.safetensors", **numbers}
 
 
 def evaluate_checkpoint(task: "Task") -> dict[str, float]:

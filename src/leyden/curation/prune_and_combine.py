@@ -1,13 +1,11 @@
 """Prune and combine as a curation ("Rethinking Large-scale Dataset Compression", 2025, arXiv 2502.06434)."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
 
 from leyden.analysis.el2n import el2n_scores
 from leyden.curation.curation import Curation
+from leyden.data.dataset import all_samples
 from leyden.data.module import DataModule
 from leyden.data.prune_combine import combine_grid, prune_by_score
 from leyden.data.written import DatasetFile, read_tensors
@@ -56,7 +54,7 @@ class PruneAndCombine(Curation):
         Raises:
             ValueError: the predictions are of other samples.
         """
-        samples = _all_samples(data.dataset("train"))
+        samples = all_samples(data.dataset("train"))
         images, targets = samples["input"], samples["target"]
         logits = torch.stack([_logits(path, len(targets)) for path in self.predictions])  # [F, S, C]
         tiles = self.factor**2
@@ -69,13 +67,6 @@ class PruneAndCombine(Curation):
             "target": targets[chosen[::tiles]],
             "source_index": chosen.view(-1, tiles),
         }
-
-
-def _all_samples(dataset: Dataset) -> dict[str, Tensor]:
-    size = len(dataset)  # type: ignore[arg-type]
-    if hasattr(dataset, "__getitems__"):
-        return cast(dict[str, Tensor], dataset.__getitems__(list(range(size))))
-    return default_collate([dataset[number] for number in range(size)])
 
 
 def _logits(path: DatasetFile, size: int) -> Tensor:

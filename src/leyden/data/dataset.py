@@ -1,15 +1,15 @@
 """Data sets that are tensors in memory."""
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, default_collate
 
 from leyden.core.batch import Batch
 
-__all__ = ["ImageTensorDataset", "TensorDictDataset", "normalize_pixels"]
+__all__ = ["ImageTensorDataset", "TensorDictDataset", "all_samples", "normalize_pixels"]
 
 
 class TensorDictDataset(Dataset):
@@ -76,6 +76,14 @@ class ImageTensorDataset(TensorDictDataset):
 
     def _normalized(self, batch: Batch) -> Batch:
         return {**batch, "input": normalize_pixels(batch["input"], self.mean, self.std)}
+
+
+def all_samples(dataset: Dataset) -> Batch:
+    """Returns a whole data set as one batch."""
+    size = len(dataset)  # type: ignore[arg-type]
+    if hasattr(dataset, "__getitems__"):
+        return cast(Batch, dataset.__getitems__(list(range(size))))
+    return default_collate([dataset[number] for number in range(size)])
 
 
 def normalize_pixels(pixels: Tensor, mean: tuple[float, ...], std: tuple[float, ...]) -> Tensor:

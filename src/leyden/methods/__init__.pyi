@@ -1,4 +1,5 @@
 from .adversarial_training import AdversarialTraining as AdversarialTraining
+from .bag_classification import BagClassification as BagClassification
 from .bilevel import Bilevel as Bilevel
 from .boosted_head import BoostedHead as BoostedHead
 from .classification import Classification as Classification
@@ -9,9 +10,16 @@ from .depict import DEPICT as DEPICT
 from .flat_multi_task import FlatMultiTask as FlatMultiTask
 from .language_modeling import LanguageModeling as LanguageModeling
 from .manifold_linearizing import ManifoldLinearizing as ManifoldLinearizing
+from .masked_fit import DualPeers as DualPeers
+from .masked_fit import MaskedFit as MaskedFit
+from .meta_dmoe import MetaDMoE as MetaDMoE
+from .mhim import MHIM as MHIM
 from .offline_optimization import OfflineOptimization as OfflineOptimization
 from .regression import Regression as Regression
 from .rmt import RobustMeanTeacher as RobustMeanTeacher
 from .self_tuning import SelfTuning as SelfTuning
 from .td_prediction import TDPrediction as TDPrediction
+from .trajectory_matching import correct_logit_average as correct_logit_average
+from .trajectory_matching import expert_start_bound as expert_start_bound
+from .trajectory_matching import unroll_sgd as unroll_sgd
 from .udim import UDIM as UDIM
