@@ -32,6 +32,7 @@ from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
 from leyden.models import GPT, MLP, AttentionMIL, ConvNet, SelfTuningMLP, StackedAutoencoder, UNet, ViT
+from leyden.nn import GaussianSplat2d, SoftMasks
 from leyden.weights import pack_weights
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
@@ -71,7 +72,7 @@ ARGUMENTS: dict[str, Any] = {
     "views": [GaussianNoise(0.1)],
     "num_clusters": 3,
     "network": MLP(3 * 8 * 8, 10, (8,)),
-    "second_network": MLP(3 * 8 * 8, 10, (8,)),
+    "soft_masks": SoftMasks(4, 8, 8),
     "sigma": 4.0,
     "target_epsilon": 8.0,
     "target_delta": 1e-3,
@@ -98,19 +99,25 @@ class Greys(Network):
 NETWORKS = {
     "BagClassification": lambda: AttentionMIL(64, 10),
     "MHIM": lambda: AttentionMIL(64, 10),
+    "CoLM": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
     "ConsistencyTraining": lambda: UNet(3, width=4),
+    "DualPeers": lambda: GaussianSplat2d(4, 8, 8),
     "AttentionMonitor": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=1, num_heads=2),
     "DEPICT": lambda: StackedAutoencoder(3 * 8 * 8, 10),
     "DPSGD": lambda: MLP(64, 10, (8,)),
     "LanguageModeling": lambda: GPT(12, 4, dim=8, depth=1, num_heads=2),
     "SelfTuning": lambda: SelfTuningMLP(3 * 8 * 8, 10, (8,)),
+    "MaskedFit": lambda: GaussianSplat2d(4, 8, 8),
     "NoiseFiT": lambda: ViT(8, 4, 10, in_channels=1, dim=8, depth=3, num_heads=2),
     "MiniBatchAwareRegularization": Greys,
     "WassersteinPredictiveCoding": lambda: MLP(64, 10, (8,)),
 }
+SEGMENTED = {"input": IMAGES, "target": IMAGES, "index": torch.arange(4), "segments": IMAGES[:, :2] > 0.5}
 BATCHES = {
     "ConvexReLU": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
+    "DualPeers": SEGMENTED,
     "LanguageModeling": {"input": TOKENS, "target": TOKENS},
+    "MaskedFit": SEGMENTED,
     "OfflineOptimization": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
     "Regression": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
     "TDPrediction": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
@@ -138,7 +145,7 @@ def make(part: type, **given: Any) -> Any:
             parameter.VAR_POSITIONAL,
             parameter.VAR_KEYWORD,
         )
-        if needed and name not in given:
+        if (needed or name == "teacher") and name not in given:  # of several Distillations the first has it
             assert name in ARGUMENTS, f"{part.__name__} needs {name!r}: give ARGUMENTS a value for it"
             given[name] = ARGUMENTS[name]
     return part(**given)
@@ -468,7 +475,9 @@ def test_networks(kind):
 def check_method(kind: type[Method]) -> None:
     assert issubclass(kind, Method), f"{kind.__name__} is no Method"
     name = kind.__name__
-    method = make(kind, network=NETWORKS.get(name, lambda: MLP(3 * 8 * 8, 10, (8,)))())
+    network = NETWORKS.get(name, lambda: MLP(3 * 8 * 8, 10, (8,)))
+    second = {"second_network": network()} if "second_network" in inspect.signature(kind).parameters else {}
+    method = make(kind, network=network(), **second)
     batch = BATCHES.get(name, {"input": IMAGES, "target": torch.arange(4), "index": torch.arange(4)})
     before = {key: value.clone() for key, value in batch.items()}
     terms = method.loss_terms(batch, method.compute(batch))

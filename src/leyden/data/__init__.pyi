@@ -60,6 +60,9 @@ from .prune_combine import prune_by_score as prune_by_score
 from .random_walk import RandomWalk as RandomWalk
 from .rare_digit import RareDigit as RareDigit
 from .rotated_digits import RotatedDigits as RotatedDigits
+from .sample_graph import distance_graph as distance_graph
+from .sample_graph import hyperplane_hash as hyperplane_hash
+from .sample_graph import stratified_batches as stratified_batches
 from .sampler import GlobalBatchSampler as GlobalBatchSampler
 from .sampler import Order as Order
 from .sampler import Sequential as Sequential

@@ -2,7 +2,7 @@
 
 import os
 from abc import abstractmethod
-from collections.abc import Sized
+from collections.abc import Callable, Sized
 from typing import TYPE_CHECKING, Any, cast
 
 from lightning.pytorch import LightningDataModule, Trainer
@@ -39,11 +39,11 @@ class DataModule(LightningDataModule):
         seed: seed of order and augmentation; that of ``seed_everything`` if None.
 
     Attributes:
-        sampler_class: of the training loader; a callback that needs another sets it before the loader is made.
+        sampler_class: makes the sampler of the training loader; a callback that needs another sets it before.
     """
 
     num_classes: int | None = None
-    sampler_class: type[GlobalBatchSampler] = GlobalBatchSampler
+    sampler_class: Callable[..., GlobalBatchSampler] = GlobalBatchSampler
 
     def __init__(
         self,
@@ -135,16 +135,24 @@ class DataModule(LightningDataModule):
         """Batches to predict of this process."""
         return self._eval_loader("predict")
 
-    def set_batch_size(self, batch_size: int) -> None:
+    def set_batch_size(self, batch_size: int, accumulate: int | None = None) -> None:
         """Resizes the global training batch from the next optimizer step on; the trainer learns the new epoch length.
 
+        Args:
+            batch_size: samples of an optimizer step.
+            accumulate: micro-batches that share it, from now on ``trainer.accumulate_grad_batches``; as many as before
+                if None. It can change between two optimizer steps: best in ``on_train_batch_end`` after one.
+
         Raises:
-            ValueError: the size is out of range or cannot be shared equally.
+            ValueError: the size is out of range or cannot be shared equally, or ``accumulate`` changes within a step.
             MisconfigurationException: called before the training loader was made.
         """
         if self.sampler is None or self.trainer is None:
             raise MisconfigurationException("set_batch_size can only be called during a fit")
-        self.sampler.batch_size = batch_size
+        before = self.sampler.accumulate
+        self.sampler.resize(batch_size, accumulate)
+        if self.sampler.accumulate != before:
+            _count_batches_anew(self.trainer, before, self.sampler.accumulate)
         _update_epoch_length(self.trainer)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
@@ -161,6 +169,22 @@ class DataModule(LightningDataModule):
     def _replicas(self) -> dict[str, Any]:
         strategy = getattr(self.trainer, "strategy", None)
         return dict(getattr(strategy, "distributed_sampler_kwargs", None) or {})
+
+
+def _count_batches_anew(trainer: Trainer, before: int, accumulate: int) -> None:
+    """Counts the batches of the running epoch as if it had begun with this accumulation.
+
+    The trainer ends an optimizer step at batches whose number can be divided by ``accumulate_grad_batches``.
+    """
+    trainer.accumulate_grad_batches = accumulate
+    loop = trainer.fit_loop
+    progress = loop.epoch_loop.batch_progress
+    change = progress.current.ready // before * accumulate - progress.current.ready
+    for counts in (progress.current, progress.total):
+        for name in ("ready", "started", "processed", "completed"):  # which differ within the hooks of a batch
+            setattr(counts, name, getattr(counts, name) + change)
+    if loop._data_fetcher is not None:
+        loop._data_fetcher.fetched = loop._data_fetcher.fetched // before * accumulate
 
 
 def _update_epoch_length(trainer: Trainer | None) -> None:

@@ -15,10 +15,12 @@ class Order(ABC):
     """In which order, and how often, an epoch visits the samples.
 
     An order that is no pure function of its arguments (say, one that reads the losses of the last epoch) sets ``pure``
-    to False: a checkpoint then has the indices of the running epoch. What it reads is saved by whoever owns it.
+    to False: a checkpoint then has the indices of the running epoch. What it reads is saved by whoever owns it. One
+    that draws the same random numbers in several epochs, one after another, sets ``period`` to their number.
     """
 
     pure: bool = True
+    period: int = 1
 
     @abstractmethod
     def __call__(self, num_samples: int, epoch: int, generator: torch.Generator) -> Tensor:
@@ -103,7 +105,7 @@ class GlobalBatchSampler:
         self.num_replicas = num_replicas
         self.rank = rank
         self.accumulate = accumulate
-        self._check(batch_size)
+        self._check(batch_size, accumulate)
         self._first_batch_size = self._batch_size = self._next_batch_size = batch_size
         self.epoch = 0
         self.version = 0  # grows when what was planned so far no longer holds
@@ -118,7 +120,29 @@ class GlobalBatchSampler:
 
     @batch_size.setter
     def batch_size(self, batch_size: int) -> None:
-        self._check(batch_size)
+        self.resize(batch_size)
+
+    def resize(self, batch_size: int, accumulate: int | None = None) -> None:
+        """Changes the size from the next optimizer step on, and the number of micro-batches that share it.
+
+        Args:
+            batch_size: samples of an optimizer step.
+            accumulate: micro-batches per optimizer step; as many as before if None. Those handed out so far are then
+                counted as if the epoch had begun so. It cannot change within a step.
+
+        Raises:
+            ValueError: the size is out of range or cannot be shared equally, or a step has begun.
+        """
+        accumulate = self.accumulate if accumulate is None else accumulate
+        if accumulate < 1:
+            raise ValueError(f"accumulate must be at least 1, got {accumulate}")
+        self._check(batch_size, accumulate)
+        if accumulate != self.accumulate:
+            if self._micro:
+                raise ValueError("accumulate can only change between two optimizer steps, but one has begun")
+            self._handed_out = self._handed_out // self.accumulate * accumulate
+            self.accumulate = accumulate
+            self.version += 1
         self._next_batch_size = batch_size
         if self._micro == 0:
             self._resize()
@@ -132,14 +156,15 @@ class GlobalBatchSampler:
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         """Plans the rest of the epoch: for each micro-batch a seed and this process's sample numbers."""
-        indices, size, pieces = self._epoch_indices(), self._batch_size, self.accumulate * self.num_replicas
-        cursor, micro = self._cursor, self._micro
-        while (total := min(size, len(indices) - cursor)) == size or (total > 0 and not self.drop_last):
+        indices, pieces = self._epoch_indices(), self.accumulate * self.num_replicas
+        cursor, step, micro = self._cursor, self._handed_out // self.accumulate, self._micro
+        while (left := len(indices) - cursor) >= (size := self._step_size(step)) or (left > 0 and not self.drop_last):
+            total = min(size, left)
             for piece in range(micro * self.num_replicas + self.rank, pieces, self.num_replicas):
                 start, stop = cursor + total * piece // pieces, cursor + total * (piece + 1) // pieces
                 seed = np.random.SeedSequence([self.seed, self.epoch, start]).generate_state(1)
                 yield int(seed[0]), indices[start:stop].tolist()
-            cursor, micro = cursor + total, 0
+            cursor, step, micro = cursor + total, step + 1, 0
 
     def begin(self) -> None:
         """Starts the epoch from its first sample, or from where a loaded state stopped."""
@@ -159,7 +184,8 @@ class GlobalBatchSampler:
         self._micro += 1
         self._handed_out += 1
         if self._micro == self.accumulate:
-            self._cursor = min(self._cursor + self._batch_size, len(self._epoch_indices()))
+            size = self._step_size(self._handed_out // self.accumulate - 1)
+            self._cursor = min(self._cursor + size, len(self._epoch_indices()))
             self._micro = 0
             self._resize()
 
@@ -205,7 +231,7 @@ class GlobalBatchSampler:
         self.epoch, self._cursor, self._micro = state["epoch"], state["cursor"], state["micro"]
         self._handed_out = state["handed_out"] * self.accumulate // state["accumulate"]
         if state["first_batch_size"] == self._first_batch_size:
-            self._check(state["next_batch_size"])
+            self._check(state["next_batch_size"], self.accumulate)
             self._next_batch_size = state["next_batch_size"]
         self._batch_size = state["batch_size"] if self._micro else self._next_batch_size  # a step begun is ended
         self._indices = state.get("indices")
@@ -215,27 +241,32 @@ class GlobalBatchSampler:
     def _rewind(self) -> None:
         self._cursor = self._micro = self._handed_out = 0
 
+    def _step_size(self, step: int) -> int:
+        """Samples of an optimizer step, by its number in the epoch."""
+        return self._batch_size
+
     def _resize(self) -> None:
         if self._next_batch_size != self._batch_size:
             self._batch_size = self._next_batch_size
             self.version += 1
 
-    def _check(self, batch_size: int) -> None:
-        pieces = self.num_replicas * self.accumulate
+    def _check(self, batch_size: int, accumulate: int) -> None:
+        pieces = self.num_replicas * accumulate
         if batch_size < 1 or (self.drop_last and batch_size > self.num_samples):
             raise ValueError(f"batch_size must lie in 1..{self.num_samples} (the training samples), got {batch_size}")
         tail = 0 if self.drop_last else self.num_samples % batch_size
         if batch_size % pieces or tail % pieces:
             part = f"the last batch of {tail} samples" if batch_size % pieces == 0 else f"batch_size={batch_size}"
             raise ValueError(
-                f"{part} cannot be shared equally by {self.num_replicas} processes x {self.accumulate} accumulated "
+                f"{part} cannot be shared equally by {self.num_replicas} processes x {accumulate} accumulated "
                 f"micro-batches: batch_size counts the samples of one optimizer step and must be a multiple of {pieces}"
                 + ("" if self.drop_last else " (or set drop_last=True)")
             )
 
     def _epoch_indices(self) -> Tensor:
         if self._indices is None:
-            seed = np.random.SeedSequence([self.seed, self.epoch]).generate_state(1, np.uint64)[0]
+            block = self.epoch // self.order.period
+            seed = np.random.SeedSequence([self.seed, block]).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(seed))
             self._indices = self.order(self.num_samples, self.epoch, generator)
         return self._indices

@@ -20,6 +20,7 @@ from .ema_teacher import EMATeacher as EMATeacher
 from .expert_aggregator import ExpertAggregator as ExpertAggregator
 from .expert_aggregator import exclude_expert as exclude_expert
 from .fuse_boosted import fuse_boosted as fuse_boosted
+from .gat import GATConv as GATConv
 from .gaussian_splat_2d import GaussianSplat2d as GaussianSplat2d
 from .generate_tokens import generate_tokens as generate_tokens
 from .ghost_batch_norm import GhostBatchNorm1d as GhostBatchNorm1d
