@@ -33,6 +33,7 @@ from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
 from leyden.models import GPT, MLP, AttentionMIL, ConvNet, SelfTuningMLP, StackedAutoencoder, UNet, ViT
 from leyden.nn import GaussianSplat2d, SoftMasks
+from leyden.nn import ExpertAggregator
 from leyden.weights import pack_weights
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
@@ -68,6 +69,8 @@ ARGUMENTS: dict[str, Any] = {
     "teacher": ConvNet(1, 10, width=4),
     "in_shape": [8],
     "out_shape": [8],
+    "experts": 2,
+    "aggregator": ExpertAggregator(8, heads=2),
     "view": GaussianNoise(0.1),
     "views": [GaussianNoise(0.1)],
     "num_clusters": 3,
@@ -117,6 +120,7 @@ BATCHES = {
     "ConvexReLU": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
     "DualPeers": SEGMENTED,
     "LanguageModeling": {"input": TOKENS, "target": TOKENS},
+    "MetaDMoE": {"input": IMAGES, "target": torch.arange(4), "domain": torch.arange(4) % 2},
     "MaskedFit": SEGMENTED,
     "OfflineOptimization": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},
     "Regression": {"input": IMAGES, "target": torch.linspace(0, 1, 40).view(4, 10)},

@@ -6,3 +6,6 @@ from .essential_sparsity import essential_sparsity as essential_sparsity
 from .lr_sensitivity import lr_sensitivity as lr_sensitivity
 from .paired import PairedDifference as PairedDifference
 from .paired import paired_difference as paired_difference
+from .power_law import PowerLaw as PowerLaw
+from .power_law import data_efficiency as data_efficiency
+from .power_law import fit_saturating_power_law as fit_saturating_power_law

@@ -9,6 +9,7 @@ from torch.utils.data import Dataset
 
 from leyden.data.dataset import TensorDictDataset
 from leyden.data.digits import Digits
+from leyden.data.domain_batches import DomainBatches
 
 __all__ = ["RotatedDigits"]
 
@@ -21,19 +22,28 @@ class RotatedDigits(Digits):
     Args:
         angles: of the domains of training and validation, in degrees, counterclockwise.
         test_angles: of the domains of the test.
+        domain_batches: whether all training samples of a batch are of one domain, see `DomainBatches`.
         **kwargs: as in `Digits`.
 
     Raises:
-        ValueError: there is no angle.
+        ValueError: there is no angle, or an ``order`` beside ``domain_batches``.
     """
 
     def __init__(
-        self, *, angles: Sequence[float] = (0.0, 15.0, 30.0), test_angles: Sequence[float] = (45.0, 60.0), **kwargs: Any
+        self,
+        *,
+        angles: Sequence[float] = (0.0, 15.0, 30.0),
+        test_angles: Sequence[float] = (45.0, 60.0),
+        domain_batches: bool = False,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         if not angles or not test_angles:
             raise ValueError(f"angles and test_angles must have one angle or more, got {angles} and {test_angles}")
+        if domain_batches and self.order is not None:
+            raise ValueError("domain_batches is an order of its own: leave order out")
         self.angles, self.test_angles = tuple(angles), tuple(test_angles)
+        self.domain_batches = domain_batches
 
     def datasets(self) -> dict[str, Dataset]:
         """Returns the three parts."""
@@ -44,6 +54,8 @@ class RotatedDigits(Digits):
             domain = torch.arange(len(tensors["target"])) % len(angles)  # the order is random
             turned = rotated(tensors["input"], torch.tensor(angles)[domain])
             parts[name] = TensorDictDataset(tensors | {"input": turned, "domain": first + domain}, sources=sources)
+            if name == "train" and self.domain_batches:
+                self.order = DomainBatches(domain, self.batch_size)
         return parts
 
 

@@ -10,6 +10,7 @@ from torch.utils.data import Dataset
 
 from leyden.core.batch import Batch
 from leyden.data.module import DataModule
+from leyden.data.teacher_samples import TeacherSamples
 
 __all__ = ["PydocTopics", "TextDataModule", "TextFile", "TokenWindows"]
 
@@ -62,6 +63,7 @@ class TextDataModule(DataModule):
         tokenizer: ``"byte"``: the 256 bytes of UTF-8; ``"char"``: the characters that occur, in the order of Unicode.
         val_fraction: share of the tokens for validation.
         test_fraction: share of the tokens for the test.
+        samples: windows that a trained network samples, beside those of the text, to train on.
         batch_size: windows of an optimizer step.
         **kwargs: as in `DataModule`.
 
@@ -70,7 +72,8 @@ class TextDataModule(DataModule):
         bytes_per_token: bytes of UTF-8 that a token stands for, on average over the text.
 
     Raises:
-        ValueError: an argument is out of range, or the text is too short for three parts or no UTF-8.
+        ValueError: an argument is out of range, the text is too short for three parts or no UTF-8, or there is an
+            ``order`` beside ``samples``, which have their own.
     """
 
     def __init__(
@@ -82,15 +85,19 @@ class TextDataModule(DataModule):
         tokenizer: Literal["byte", "char"] = "byte",
         val_fraction: float = 0.05,
         test_fraction: float = 0.05,
+        samples: TeacherSamples | None = None,
         batch_size: int = 32,
         **kwargs: Any,
     ) -> None:
         super().__init__(batch_size=batch_size, **kwargs)
         if tokenizer not in ("byte", "char"):
             raise ValueError(f"tokenizer must be 'byte' or 'char', got {tokenizer!r}")
+        if samples is not None and self.order is not None:
+            raise ValueError("samples are mixed with the text in an order of their own: leave order out")
         self.context = context
         self.stride = context if stride is None else stride
         self.tokenizer = tokenizer
+        self.samples = samples
         if tokenizer == "byte":
             tokens = torch.frombuffer(bytearray(source), dtype=torch.uint8) if source else torch.zeros(0)
             self.vocab_size = 256
@@ -103,7 +110,11 @@ class TextDataModule(DataModule):
 
     def datasets(self) -> dict[str, Dataset]:
         """Returns the three parts."""
-        return dict(self._parts)
+        parts: dict[str, Dataset] = dict(self._parts)
+        if self.samples is not None:
+            self.order = self.samples.order
+            parts["train"] = self.samples.behind(self._parts["train"], vocab_size=self.vocab_size, seed=self.seed)
+        return parts
 
     def encode(self, text: str) -> Tensor:
         """Returns the tokens of a text, int64 ``[T]``.

@@ -10,6 +10,7 @@ from leyden.core.network import Network
 from leyden.models._checks import check_dropout, check_positive
 from leyden.models._init import init_weights
 from leyden.models.transformer import KeyValueCache, TransformerBlock
+from leyden.nn.generate_tokens import generate_tokens
 
 __all__ = ["GPT"]
 
@@ -116,7 +117,6 @@ class GPT(Network):
         """An empty cache for `features`, one part per block."""
         return [KeyValueCache(self.context) for _ in self.blocks]
 
-    @torch.no_grad()
     def generate(
         self,
         tokens: Tensor,
@@ -126,7 +126,7 @@ class GPT(Network):
         top_k: int | None = None,
         generator: torch.Generator | None = None,
     ) -> Tensor:
-        """Samples the tokens that follow, one after the other, with a cache of keys and values.
+        """Samples the tokens that follow; see `leyden.nn.generate_tokens`.
 
         Dropout acts as the module's mode says: call ``eval()`` first. Positions are learned up to ``context``
         only: a longer sequence is refused, not cut.
@@ -144,33 +144,9 @@ class GPT(Network):
         Raises:
             ValueError: T + M is more than ``context``, or an argument is out of range.
         """
-        if max_new_tokens < 0:
-            raise ValueError(f"max_new_tokens must be 0 or more, got {max_new_tokens}")
-        if tokens.ndim != 2 or tokens.shape[1] < 1:
-            raise ValueError(f"tokens must have the shape [N, T] with T >= 1, got {tuple(tokens.shape)}")
-        if tokens.shape[1] + max_new_tokens > self.context:
+        if tokens.shape[-1] + max_new_tokens > self.context:
             raise ValueError(
                 f"tokens and max_new_tokens may make {self.context} tokens (context), "
-                f"got {tokens.shape[1]} + {max_new_tokens}"
+                f"got {tokens.shape[-1]} + {max_new_tokens}"
             )
-        if temperature < 0.0:
-            raise ValueError(f"temperature must be 0 or more, got {temperature}")
-        if top_k is not None and not 1 <= top_k <= self.vocab_size:
-            raise ValueError(f"top_k must be from 1 to {self.vocab_size} (vocab_size), got {top_k}")
-        cache = self.new_cache()
-        added = tokens
-        for _ in range(max_new_tokens):
-            logits = self.head(self.features(added, cache)[:, -1])  # [N, V]
-            added = _sample(logits, temperature, top_k, generator)
-            tokens = torch.cat([tokens, added], dim=1)
-        return tokens
-
-
-def _sample(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> Tensor:
-    if temperature == 0.0:
-        return logits.argmax(-1, keepdim=True)  # [N, 1]
-    if top_k is None:
-        return torch.multinomial((logits / temperature).softmax(-1, dtype=torch.float32), 1, generator=generator)
-    logits, likeliest = logits.topk(top_k)  # [N, K]
-    chosen = torch.multinomial((logits / temperature).softmax(-1, dtype=torch.float32), 1, generator=generator)
-    return likeliest.gather(-1, chosen)
+        return generate_tokens(self, tokens, max_new_tokens, temperature=temperature, top_k=top_k, generator=generator)
