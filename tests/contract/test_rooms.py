@@ -32,8 +32,7 @@ from leyden.core import Method, MethodCallback, Network
 from leyden.data import Digits, GaussianNoise, TwoViews
 from leyden.methods import Classification
 from leyden.models import GPT, MLP, AttentionMIL, ConvNet, SelfTuningMLP, StackedAutoencoder, UNet, ViT
-from leyden.nn import GaussianSplat2d, SoftMasks
-from leyden.nn import ExpertAggregator
+from leyden.nn import ExpertAggregator, GaussianSplat2d, SoftMasks
 from leyden.weights import pack_weights
 
 ROOMS = sorted(module.name for module in pkgutil.iter_modules(leyden.__path__) if module.ispkg)
