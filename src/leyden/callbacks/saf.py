@@ -5,6 +5,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule, Trainer
 
+from leyden.callbacks._follows_network import FollowsNetwork
 from leyden.callbacks._sample_memory import is_mixed, num_samples_and_classes
 from leyden.core import (
     Batch,
@@ -18,7 +19,6 @@ from leyden.core import (
     world_size,
 )
 from leyden.losses import trajectory_loss
-from leyden.nn import EMATeacher
 
 __all__ = ["MESA", "SAF"]
 
@@ -116,7 +116,7 @@ class SAF(MethodCallback):
         return self.past[epoch % (self.delay + 1)]
 
 
-class MESA(MethodCallback):
+class MESA(FollowsNetwork):
     """Adds ``mesa``, the trajectory loss against the outputs of a moving average of the network for the same batch.
 
     Args:
@@ -138,28 +138,12 @@ class MESA(MethodCallback):
         start_epoch: int = 5,
         end_epoch: int | None = None,
     ) -> None:
+        super().__init__(decay)
         _check(weight, temperature, start_epoch, end_epoch)
-        if not 0.0 <= decay <= 1.0:
-            raise ValueError(f"decay must lie in [0, 1], got {decay}")
         self.weight = weight
         self.temperature = temperature
-        self.decay = decay
         self.start_epoch = start_epoch
         self.end_epoch = end_epoch
-        self.teacher: EMATeacher | None = None
-        self._step = 0
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Copies the network, in the first fit."""
-        super().setup(trainer, pl_module, stage)
-        assert isinstance(pl_module, Method)
-        if stage == "fit":
-            self.teacher = self.teacher or EMATeacher(pl_module.network, decay=self.decay)
-            pl_module.attach_frozen(self.state_key, self.teacher, save=True)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Notes the optimizer step from which the fit goes on."""
-        self._step = trainer.global_step
 
     def loss_terms(self, method: Method, batch: Batch, outputs: Outputs, terms: Terms) -> Terms:
         """Adds ``mesa`` in the epochs that have it."""
@@ -169,16 +153,6 @@ class MESA(MethodCallback):
         past = self.teacher(batch["input"])  # [N, C]
         loss = trajectory_loss(outputs.logits, past, temperature=self.temperature)
         return terms | {"mesa": self.weight * loss}
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Moves the average, if the optimizer made a step."""
-        assert self.teacher is not None
-        assert isinstance(pl_module, Method)
-        if trainer.global_step != self._step:  # else gradients are still being accumulated
-            self._step = trainer.global_step
-            self.teacher.update(pl_module.network, self._step)
 
 
 def _is_active(epoch: int, start_epoch: int, end_epoch: int | None) -> bool:
