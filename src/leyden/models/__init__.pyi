@@ -1,5 +1,6 @@
 from .adapters import TimmNetwork as TimmNetwork
 from .adapters import TransformersNetwork as TransformersNetwork
+from .attention_mil import AttentionMIL as AttentionMIL
 from .convnet import ConvNet as ConvNet
 from .din import DIN as DIN
 from .exported import load_exported as load_exported
