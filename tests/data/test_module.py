@@ -35,14 +35,14 @@ class Diary(Callback):
     """Notes what happens and changes the batch size at given (epoch, batch)."""
 
     def __init__(self, resizes=None):
-        self.resizes = resizes or {}
+        self.resizes = {at: new if isinstance(new, tuple) else (new,) for at, new in (resizes or {}).items()}
         self.steps, self.validations, self.batches, self.lengths = [0], [], [], []
 
     def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
         self.batches.append(batch)
         self.steps[-1] = trainer.global_step
         if (trainer.current_epoch, batch_idx) in self.resizes:
-            trainer.datamodule.set_batch_size(self.resizes[trainer.current_epoch, batch_idx])
+            trainer.datamodule.set_batch_size(*self.resizes[trainer.current_epoch, batch_idx])
         self.lengths.append(trainer.num_training_batches)
 
     def on_train_epoch_start(self, trainer, pl_module):
@@ -111,6 +111,24 @@ def test_resize_with_accumulation(at, new_size, steps):
     assert sizes == [4] * 4 + [new_size // 2] * (len(sizes) - 4)
     assert diary.steps == steps
     assert diary.validations == steps
+
+
+@pytest.mark.parametrize("before", [1, 2])
+@pytest.mark.parametrize(("resize", "steps"), [((16, 2), [4, 7, 10]), ((8, 4), [6, 12, 18]), ((16, 1), [4, 7, 10])])
+def test_accumulation_changes_in_an_epoch(before, resize, steps):
+    at = 2 * before - 1  # the last batch of the second step
+    same, other = Diary({(0, 1): resize[0]}), Diary({(0, at): resize})
+    expected = fit(Data(8), same).state_dict()
+    got = fit(Data(8), other, accumulate_grad_batches=before).state_dict()
+    assert other.steps == other.validations == same.steps == steps
+    assert [len(batch["index"]) for batch in other.batches[at + 1 :]] == [resize[0] // resize[1]] * (
+        len(other.batches) - at - 1
+    )
+    assert [i for batch in other.batches for i in batch["index"]] == [
+        i for batch in same.batches for i in batch["index"]
+    ]
+    for name, value in expected.items():
+        torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize(("limit", "steps"), [(5, [5, 10]), (0.5, [3, 7])])

@@ -197,6 +197,32 @@ def test_resize_within_an_accumulated_step_holds_from_the_next(num_replicas):
     assert list(itertools.chain(*got)) == order[:40]
 
 
+def test_accumulation_changes_between_steps():
+    sampler = GlobalBatchSampler(48, 8, order=Sequential())
+    for _ in range(2):
+        sampler.advance()
+    sampler.resize(16, 2)
+    assert len(sampler) == 8  # 4 steps, the first two counted as if they had been accumulated
+    assert micro_batches(sampler) == [list(range(start, start + 8)) for start in range(16, 48, 8)]
+    sampler.resize(12, 3)
+    sampler.set_epoch(1)
+    sampler.begin()
+    assert len(sampler) == 12
+    assert [len(batch) for batch in micro_batches(sampler)] == [4] * 12
+
+
+def test_accumulation_does_not_change_within_a_step():
+    sampler = GlobalBatchSampler(48, 8, accumulate=2)
+    sampler.advance()
+    with pytest.raises(ValueError, match="accumulate can only change between two optimizer steps"):
+        sampler.resize(8, 4)
+    with pytest.raises(ValueError, match="batch_size=12 cannot be shared equally by 1 processes x 5 accumulated"):
+        sampler.resize(12, 5)
+    with pytest.raises(ValueError, match="accumulate must be at least 1, got 0"):
+        sampler.resize(8, 0)
+    assert (sampler.batch_size, sampler.accumulate) == (8, 2)
+
+
 @pytest.mark.parametrize(("new_size", "length"), [(16, 2 * 3), (4, 2 * 11)])
 def test_len_counts_a_resize_to_come(new_size, length):
     sampler = GlobalBatchSampler(48, 8, accumulate=2)

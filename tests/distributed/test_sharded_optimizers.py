@@ -7,10 +7,12 @@ from torch import nn
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, init_device_mesh
 
-from leyden.optim import SPAM, AdaptiveObGD, Lamb, Lars, ObGD, Root, Sophia, StableSPAM
+from leyden.optim import SPAM, AdaGradNorm, AdaptiveObGD, Lamb, Lars, ObGD, Root, Sophia, StableSPAM
 
 STEPS = 12
 OPTIMIZERS = {
+    "adagrad_norm": partial(AdaGradNorm, lr=1.0, momentum=0.5, weight_decay=0.1),
+    "adagrad_norm_row": partial(AdaGradNorm, lr=0.5, momentum=0.5, granularity="row"),
     "lamb": partial(Lamb, lr=0.02, weight_decay=0.1),
     "lars": partial(Lars, lr=3.0, weight_decay=0.1),
     "root": partial(Root, lr=0.02, quantile=0.8),

@@ -10,9 +10,11 @@ import torch
 from torch.distributed.tensor import DTensor, Shard, distribute_tensor, init_device_mesh
 from torch.nn import Parameter
 
-from leyden.optim import SPAM, AdamR, Lamb, Lars, Root, Sophia, StableSPAM, _common
+from leyden.optim import SPAM, AdaGradNorm, AdamR, Lamb, Lars, Root, Sophia, StableSPAM, _common
 
 OPTIMIZERS = {
+    "adagrad_norm": partial(AdaGradNorm, lr=0.5, momentum=0.5, weight_decay=0.1),
+    "adagrad_norm_row": partial(AdaGradNorm, lr=0.5, weight_decay=0.1, granularity="row"),
     "adam_r": partial(AdamR, lr=0.02, weight_decay=0.1),
     "lamb": partial(Lamb, lr=0.02, weight_decay=0.1),
     "lars": partial(Lars, lr=3.0, weight_decay=0.1, nesterov=True),

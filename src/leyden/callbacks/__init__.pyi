@@ -65,6 +65,10 @@ from .sophia_hessian import SophiaHessian as SophiaHessian
 from .soup_reference import SoupReference as SoupReference
 from .t3 import TestTimeMerging as TestTimeMerging
 from .view_batch import ViewBatchTraining as ViewBatchTraining
+from .uds import UDS as UDS
+from .uds import FastJL as FastJL
+from .uds import RepresentationMemory as RepresentationMemory
+from .uds import nuclear_norm as nuclear_norm
 from .wasserstein_predictive_coding import WassersteinPredictiveCoding as WassersteinPredictiveCoding
 from .weight_companding import WeightCompanding as WeightCompanding
 from .z_loss import AuxiliaryZLoss as AuxiliaryZLoss

@@ -10,13 +10,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
-from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils import parametrize
 
-from leyden.callbacks._method_loss import MethodLoss
+from leyden.callbacks._per_sample_gradients import per_sample_gradients
 from leyden.core.batch import Batch, Terms
 from leyden.core.callback import MethodCallback
 from leyden.core.distributed import is_sharded, world_size
@@ -156,7 +153,7 @@ class DPSGD(MethodCallback):
         # What the trainer averages over processes and micro-batches must be summed; the noise of all is the same.
         parts = world_size() * trainer.accumulate_grad_batches
         gradients = dp_gradient(
-            list(_per_sample_gradients(method, named, batch).values()),
+            list(per_sample_gradients(method, batch).values()),
             max_grad_norm=self.max_grad_norm,
             noise_multiplier=self.noise_multiplier / parts,
             expected_batch_size=data.batch_size / parts,
@@ -175,21 +172,6 @@ class DPSGD(MethodCallback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores it."""
         self.noise_multiplier, self._planned_steps = state_dict["noise_multiplier"], state_dict["planned_steps"]
-
-
-def _per_sample_gradients(method: Method, named: dict[str, nn.Parameter], batch: Batch) -> dict[str, Tensor]:
-    module = MethodLoss(method)
-    num_samples = len(batch["index"])
-    if not num_samples:
-        return {name: p.new_zeros(0, *p.shape) for name, p in named.items()}
-
-    def loss(parameters: dict[str, Tensor], sample: Batch) -> Tensor:
-        one = {key: value.unsqueeze(0) for key, value in sample.items()}
-        return functional_call(module, {f"method.{name}": p for name, p in parameters.items()}, (one,))
-
-    parameters = {name: p.detach() for name, p in named.items()}
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be batched once more
-        return vmap(grad(loss), in_dims=(None, 0), randomness="different")(parameters, batch)
 
 
 def _changes_step(callback: MethodCallback) -> bool:

@@ -88,10 +88,11 @@ class ExactResume(Callback):
         before = checkpoint.get("accumulate_grad_batches", trainer.accumulate_grad_batches)
         if before != trainer.accumulate_grad_batches:
             progress = checkpoint["loops"]["fit_loop"]["epoch_loop.batch_progress"]
+            ready = progress["current"]["ready"]
+            change = ready // before * trainer.accumulate_grad_batches - ready
             for counts in (progress["total"], progress["current"]):
-                ready = counts["ready"] // before * trainer.accumulate_grad_batches
                 # how far the last batch had come tells Lightning at which hook the checkpoint was saved
-                counts.update({name: ready - (counts["ready"] - count) for name, count in counts.items()})
+                counts.update({name: count + change for name, count in counts.items()})
 
 
 def _follow_moved_files(state: dict[str, Any], here: str | os.PathLike[str] | None) -> None:

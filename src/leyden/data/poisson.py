@@ -40,13 +40,8 @@ class PoissonBatchSampler(GlobalBatchSampler):
         """Probability that a sample is in a step."""
         return self._batch_size / self.num_samples
 
-    @property
-    def batch_size(self) -> int:
-        """Mean size of a batch, over all processes and micro-batches."""
-        return self._batch_size
-
-    @batch_size.setter
-    def batch_size(self, batch_size: int) -> None:
+    def resize(self, batch_size: int, accumulate: int | None = None) -> None:
+        """Raises `ValueError`."""
         raise ValueError("the batch size of Poisson sampling is fixed: the privacy that it gives depends on it")
 
     def __len__(self) -> int:

@@ -22,9 +22,15 @@ __all__ = ["BinaryMask", "apply_mask_tuning", "binarize"]
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True  # for gradients per sample
+
     @staticmethod
-    def forward(ctx: Any, scores: Tensor, threshold: float) -> Tensor:
+    def forward(scores: Tensor, threshold: float) -> Tensor:
         return (scores > threshold).to(scores.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:

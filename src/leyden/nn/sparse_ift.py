@@ -205,9 +205,15 @@ class FixedMask(nn.Module):
 
 
 class _DenseGradient(torch.autograd.Function):
+    generate_vmap_rule = True  # for gradients per sample
+
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor) -> Tensor:
+    def forward(weight: Tensor, mask: Tensor) -> Tensor:
         return weight * mask
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        pass
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None]:

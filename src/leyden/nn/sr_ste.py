@@ -16,11 +16,16 @@ __all__ = ["SRSTE", "nm_mask", "sr_ste"]
 
 
 class _StraightThrough(torch.autograd.Function):
+    generate_vmap_rule = True  # for gradients per sample
+
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, mask: Tensor, decay: float) -> Tensor:
-        ctx.decay = decay
-        ctx.save_for_backward(weight, mask)
+    def forward(weight: Tensor, mask: Tensor, decay: float) -> Tensor:
         return weight * mask
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, float], output: Tensor) -> None:
+        weight, mask, ctx.decay = inputs
+        ctx.save_for_backward(weight, mask)
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor, None, None]:

@@ -1,3 +1,4 @@
+from .adagrad_norm import AdaGradNorm as AdaGradNorm
 from .adam_r import AdamR as AdamR
 from .adam_s import AdamS as AdamS
 from .convex_relu import convex_relu_admm as convex_relu_admm

@@ -21,6 +21,7 @@ __all__ = [
     "norm",
     "norms",
     "pieces",
+    "restore_precision",
     "shards",
     "with_gradient",
 ]
@@ -84,6 +85,15 @@ def advance_adam_state(
         state["step"] += 1
         by_step.setdefault(state["step"], []).append(p)
     return by_step
+
+
+def restore_precision(optimizer: Optimizer, state_dict: dict[str, Any], name: str) -> None:
+    """After ``load_state_dict``, which casts it to a parameter's dtype, restores a state as it was saved."""
+    keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+    params = [p for group in optimizer.param_groups for p in group["params"]]
+    for key, p in zip(keys, params, strict=True):
+        if key in state_dict["state"]:
+            optimizer.state[p][name] = state_dict["state"][key][name].to(p.device, copy=True)
 
 
 def is_loop_faster(*lists: Sequence[Tensor]) -> bool:

@@ -24,6 +24,7 @@ from leyden.optim._common import (
     norm,
     norms,
     pieces,
+    restore_precision,
     shards,
 )
 
@@ -113,12 +114,7 @@ class StableSPAM(Optimizer):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restores the state; the statistics of half-precision parameters stay as precise as they were saved."""
         super().load_state_dict(state_dict)
-        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        params = [p for group in self.param_groups for p in group["params"]]
-        for key, p in zip(keys, params, strict=True):
-            if key in state_dict["state"]:
-                # torch has cast it to the parameter's dtype
-                self.state[p]["grad_stats"] = state_dict["state"][key]["grad_stats"].to(p.device, copy=True)
+        restore_precision(self, state_dict, "grad_stats")
 
 
 def _grad_stats(p: Tensor) -> dict[str, Tensor]:
