@@ -38,6 +38,7 @@ from .image_augment import HorizontalFlip as HorizontalFlip
 from .image_augment import ImageAugment as ImageAugment
 from .image_augment import RandomAffine as RandomAffine
 from .image_augment import RandomCrop as RandomCrop
+from .image_augment import RandomResizedCrop as RandomResizedCrop
 from .image_folder import ImageFolder as ImageFolder
 from .image_folder import image_to_pixels as image_to_pixels
 from .loader import EvalLoader as EvalLoader
@@ -55,7 +56,9 @@ from .noisy_digits import NoisyDigits as NoisyDigits
 from .occluded_photo import OccludedPhoto as OccludedPhoto
 from .photo_patches import PhotoPatches as PhotoPatches
 from .poisson import PoissonBatchSampler as PoissonBatchSampler
+from .prune_combine import PCADataModule as PCADataModule
 from .prune_combine import combine_grid as combine_grid
+from .prune_combine import prune_and_combine as prune_and_combine
 from .prune_combine import prune_by_score as prune_by_score
 from .random_walk import RandomWalk as RandomWalk
 from .rare_digit import RareDigit as RareDigit
