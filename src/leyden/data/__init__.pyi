@@ -72,6 +72,7 @@ from .sampler import Sequential as Sequential
 from .sampler import Shuffled as Shuffled
 from .sampler import Weighted as Weighted
 from .sampler import eval_batches as eval_batches
+from .select_by_confidence import select_by_confidence as select_by_confidence
 from .series import CoupledSinusoids as CoupledSinusoids
 from .series import SeriesDataModule as SeriesDataModule
 from .series import SeriesFile as SeriesFile

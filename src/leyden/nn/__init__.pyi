@@ -37,6 +37,7 @@ from .inner_sgd_step import inner_sgd_step as inner_sgd_step
 from .learned_proximal import LearnedProximalNetwork as LearnedProximalNetwork
 from .local_activation_pool import LocalActivationPool as LocalActivationPool
 from .logit_ensemble import LogitEnsemble as LogitEnsemble
+from .logit_projector import LogitProjector as LogitProjector
 from .long_short_attention import LongShortAttention as LongShortAttention
 from .long_short_attention import long_short_attention as long_short_attention
 from .lora import LoRALinear as LoRALinear
