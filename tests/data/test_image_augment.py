@@ -14,6 +14,7 @@ from leyden.data import (
     HorizontalFlip,
     RandomAffine,
     RandomCrop,
+    RandomResizedCrop,
     TwoViews,
 )
 
@@ -22,6 +23,7 @@ ALL = {
     "reflect": RandomCrop(2, padding_mode="reflect"),
     "flip": HorizontalFlip(),
     "affine": RandomAffine(degrees=30.0, translate=0.2, scale=(0.8, 1.2)),
+    "resized": RandomResizedCrop(),
     "jitter": ColorJitter(0.4, 0.4, 0.4),
     "cutout": Cutout(3),
     "noise": GaussianNoise(0.1),
@@ -152,6 +154,27 @@ def test_a_quarter_turn(monkeypatch):
     torch.testing.assert_close(turned, picture.rot90(-1, (2, 3)), atol=1e-5, rtol=0)
 
 
+def test_a_resized_crop_is_that_of_pillow(monkeypatch):
+    pictures = images(3, channels=1, height=6, width=8)
+    # of the four numbers in [0, 1): area, shape, and place along x and along y
+    draws = torch.tensor([[0.0, 0.5, 0.0, 1.0], [0.5, 0.9, 0.3, 0.6], [0.9, 0.0, 1.0, 0.5]])
+    monkeypatch.setattr("leyden.data.image_augment.uniform", lambda keys, *shape: draws)
+    got = apply(RandomResizedCrop((0.25, 0.75), (0.5, 2.0)), pictures)
+    for picture, result, (a, r, x, y) in zip(pictures, got, draws.tolist(), strict=True):
+        area, ratio = 48 * (0.25 + 0.5 * a), 2.0 ** (2 * r - 1)
+        width, height = min((area * ratio) ** 0.5, 8.0), min((area / ratio) ** 0.5, 6.0)
+        left, top = (8 - width) * x, (6 - height) * y
+        whole = Image.fromarray(picture[0].numpy())
+        box = (left, top, left + width, top + height)
+        expected = whole.resize((8, 6), Image.Resampling.BILINEAR, box=box)
+        np.testing.assert_allclose(result[0], np.array(expected), atol=1e-5)
+
+
+def test_a_crop_of_all_is_the_identity():
+    pictures = images(5, height=8)
+    torch.testing.assert_close(apply(RandomResizedCrop((1.0, 1.0), (1.0, 1.0)), pictures), pictures, atol=1e-5, rtol=0)
+
+
 def pillow(picture, enhance, factor):
     image = Image.fromarray((picture.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy())
     return torch.from_numpy(np.array(enhance(image).enhance(factor))).permute(2, 0, 1) / 255
@@ -222,6 +245,8 @@ def test_noise_is_normal():
         (lambda: HorizontalFlip(1.5), r"p must lie in \[0, 1\], got 1.5"),
         (lambda: RandomAffine(degrees=-1.0), "degrees and translate must be at least 0, got -1.0 and 0.0"),
         (lambda: RandomAffine(scale=(1.2, 0.8)), "scale must be a range of positive numbers"),
+        (lambda: RandomResizedCrop((0.5, 1.2)), r"scale must be a range in \(0, 1\], got \(0.5, 1.2\)"),
+        (lambda: RandomResizedCrop(ratio=(2.0, 1.0)), "ratio must be a range of positive numbers"),
         (lambda: ColorJitter(contrast=-0.1), "must be at least 0, got 0.0, -0.1, 0.0"),
         (lambda: Cutout(0), "size must be at least 1, got 0"),
         (lambda: GaussianNoise(-1.0), "std must be at least 0, got -1.0"),

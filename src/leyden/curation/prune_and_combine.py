@@ -1,14 +1,12 @@
 """Prune and combine as a curation ("Rethinking Large-scale Dataset Compression", 2025, arXiv 2502.06434)."""
 
-import torch
 from torch import Tensor
 
-from leyden.analysis.el2n import el2n_scores
 from leyden.curation.curation import Curation
 from leyden.data.dataset import all_samples
 from leyden.data.module import DataModule
-from leyden.data.prune_combine import combine_grid, prune_by_score
-from leyden.data.written import DatasetFile, read_tensors
+from leyden.data.prune_combine import check_prune_and_combine, prune_and_combine
+from leyden.data.written import DatasetFile
 
 __all__ = ["PruneAndCombine"]
 
@@ -38,12 +36,7 @@ class PruneAndCombine(Curation):
         keep: str = "low",
     ) -> None:
         self.predictions = [predictions] if isinstance(predictions, str) else list(predictions)
-        if not self.predictions:
-            raise ValueError("predictions must be at least one file, got an empty list")
-        if images_per_class < 1 or factor < 1:
-            raise ValueError(f"images_per_class and factor must be at least 1, got {images_per_class} and {factor}")
-        if keep not in ("low", "high"):
-            raise ValueError(f"keep must be 'low' or 'high', got {keep!r}")
+        check_prune_and_combine(images_per_class, factor, keep, self.predictions)
         self.images_per_class = images_per_class
         self.factor = factor
         self.keep = keep
@@ -54,24 +47,10 @@ class PruneAndCombine(Curation):
         Raises:
             ValueError: the predictions are of other samples.
         """
-        samples = all_samples(data.dataset("train"))
-        images, targets = samples["input"], samples["target"]
-        logits = torch.stack([_logits(path, len(targets)) for path in self.predictions])  # [F, S, C]
-        tiles = self.factor**2
-        chosen = prune_by_score(el2n_scores(logits, targets), targets, self.images_per_class * tiles, keep=self.keep)
-        # whole images only, class by class
-        groups = [chosen[targets[chosen] == number] for number in targets[chosen].unique().tolist()]
-        chosen = torch.cat([group[: len(group) // tiles * tiles] for group in groups])
-        return {
-            "input": combine_grid(images[chosen], self.factor),
-            "target": targets[chosen[::tiles]],
-            "source_index": chosen.view(-1, tiles),
-        }
-
-
-def _logits(path: DatasetFile, size: int) -> Tensor:
-    tensors = read_tensors(path, "output", "index")
-    index = tensors["index"]
-    if not torch.equal(index.sort().values, torch.arange(size)):
-        raise ValueError(f"{path} predicts {len(index)} samples, which are not the {size} of the training set")
-    return tensors["output"][index.argsort()]
+        return prune_and_combine(
+            all_samples(data.dataset("train")),
+            self.predictions,
+            images_per_class=self.images_per_class,
+            factor=self.factor,
+            keep=self.keep,
+        )

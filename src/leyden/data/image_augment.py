@@ -18,6 +18,7 @@ __all__ = [
     "ImageAugment",
     "RandomAffine",
     "RandomCrop",
+    "RandomResizedCrop",
 ]
 
 
@@ -137,6 +138,40 @@ class RandomAffine(ImageAugment):
         theta = torch.cat([inverse, -inverse @ move.unsqueeze(-1)], -1)  # [N, 2, 3]
         grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
         return nn.functional.grid_sample(images, grid.to(images.dtype), align_corners=False)
+
+
+class RandomResizedCrop(ImageAugment):
+    """Cuts out a window of random size and place, and makes it as large as the image was; bilinear.
+
+    Args:
+        scale: share of the image's area, drawn from this range.
+        ratio: width of the window by its height, its logarithm drawn evenly; a side never exceeds that of the image.
+
+    Raises:
+        ValueError: a range is empty, or not positive, or ``scale`` exceeds 1.
+    """
+
+    def __init__(self, scale: tuple[float, float] = (0.08, 1.0), ratio: tuple[float, float] = (3 / 4, 4 / 3)) -> None:
+        if not 0.0 < scale[0] <= scale[1] <= 1.0:
+            raise ValueError(f"scale must be a range in (0, 1], got {scale}")
+        if not 0.0 < ratio[0] <= ratio[1]:
+            raise ValueError(f"ratio must be a range of positive numbers, got {ratio}")
+        self.scale = scale
+        self.ratio = ratio
+
+    def transform(self, images: Tensor, keys: Tensor) -> Tensor:
+        """Returns new images."""
+        height, width = images.shape[-2:]
+        draws = uniform(keys, 4)  # [N, 4]
+        area = self.scale[0] + (self.scale[1] - self.scale[0]) * draws[:, 0]
+        low, high = math.log(self.ratio[0]), math.log(self.ratio[1])
+        ratio = (low + (high - low) * draws[:, 1]).exp() * (height / width)
+        size = torch.stack([(area * ratio).sqrt(), (area / ratio).sqrt()], 1).clamp(max=1.0)  # [N, 2], of 1
+        middle = (1.0 - size) * (2.0 * draws[:, 2:] - 1.0)  # an axis goes from -1 to 1
+        theta = torch.cat([size.diag_embed(), middle.unsqueeze(-1)], -1)  # [N, 2, 3]
+        grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
+        # the middles of the outer new pixels may lie beyond those of the outer old ones
+        return nn.functional.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
 
 
 class ColorJitter(ImageAugment):
