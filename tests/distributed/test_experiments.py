@@ -17,9 +17,12 @@ DIFFERENT: dict[str, str] = dict.fromkeys(
     "one stream of transitions, one at a time",
 ) | {
     "batch/batchformer": "each process attends to its share of the batch",
+    "batch/uds": "each process chooses from its share of the batch",
+    "distillation/sinkd": "each process transports its share of the batch",
     "optimization/dfp16": "the exponent is that of the largest number in a process's share of the batch",
     "regularization/nested_co_teaching": "each process chooses the smallest losses of its share of the batch",
     "regularization/noisefit": "the size of the noise is that of the spread of a process's share of the batch",
+    "weights/meta_dmoe": "each process adapts to the first samples of its share of the batch",
 }
 
 
@@ -31,7 +34,11 @@ def fit(folder: Path, arguments: list[str]) -> dict[str, torch.Tensor]:
     os.chdir(folder)
     nn.Dropout.forward = lambda self, x: x
     attention = nn.functional.scaled_dot_product_attention
-    nn.functional.scaled_dot_product_attention = lambda *args, dropout_p=0.0, **kwargs: attention(*args, **kwargs)
+    nn.functional.scaled_dot_product_attention = (
+        lambda query, key, value, attn_mask=None, dropout_p=0.0, *args, **kwargs: attention(
+            query, key, value, attn_mask, 0.0, *args, **kwargs
+        )
+    )
     for norm in (nn.BatchNorm1d, nn.BatchNorm2d):
         norm.forward = normalize_as_in_evaluation
     weights = {}
