@@ -67,7 +67,8 @@ def test_crops_show_about_a_tile(predictions):
 @pytest.mark.parametrize(
     ("given", "message"),
     [
-        ({"ipc": 0}, "images_per_class and factor must be at least 1, got 0 and 2"),
+        ({"ipc": 0}, "ipc must be at least 1, got 0"),
+        ({"factor": 0}, "factor must be at least 1, got 1 and 0"),
         ({"keep": "all"}, "keep must be 'low' or 'high', got 'all'"),
         ({"min_scale": 0.0}, r"min_scale must lie in \(0, 1\], got 0.0"),
         ({"predictions": []}, "predictions must be at least one file"),

@@ -201,7 +201,8 @@ class DATM(Curation):
     ) -> tuple[dict[str, Tensor], dict[str, Tensor], list[Tensor]]:
         """Parameters to start from, those to reach, and the batches between: a function of seed and step alone."""
         round_, number = divmod(step, len(experts))  # all experts in a new order, again and again
-        expert = experts[int(uniform(sample_keys(seed, round_, torch.arange(len(experts)))).argsort()[number])]
+        order = uniform(sample_keys(seed, round_, torch.arange(len(experts)))).argsort(stable=True)
+        expert = experts[int(order[number])]
         bound = expert_start_bound(step, current=self.start, maximum=self.max_start, expansion_end=self.expansion_end)
         draw = float(uniform(sample_keys(seed, step, torch.tensor([0])), stream=1))
         time = self.min_start + int(draw * (bound - self.min_start))
@@ -215,5 +216,5 @@ class DATM(Curation):
     def _batches(self, keys: Tensor) -> Iterator[Tensor]:
         stream = 2
         while True:
-            yield from uniform(keys, stream=stream).argsort().split(self.batch_size or len(keys))
+            yield from uniform(keys, stream=stream).argsort(stable=True).split(self.batch_size or len(keys))
             stream += 1

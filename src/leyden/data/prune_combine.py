@@ -23,60 +23,6 @@ from leyden.data.written import DatasetFile, read_tensors
 __all__ = ["PCADataModule", "combine_grid", "prune_and_combine", "prune_by_score"]
 
 
-class PCADataModule(DataModule):
-    """Trains on the easiest samples of each class of another DataModule, several in one image, by random crops.
-
-    A crop shows a tile or more of them. Validation and test are those of the other.
-
-    Args:
-        source: where the data come from.
-        predictions: dataset files with the ``output`` of networks for the training samples; None trains on these
-            samples as they are, and predicts them.
-        ipc: images per class.
-        factor: ``factor * factor`` samples are put into one image; 1 prunes only.
-        keep: ``"low"`` keeps easy samples, ``"high"`` hard ones.
-        min_scale: least share of an image in a crop; 1 crops none.
-        **kwargs: as in `DataModule`; what ``augment`` names comes after the crop.
-
-    Raises:
-        ValueError: a number or ``keep`` is out of range, or there are no predictions.
-    """
-
-    def __init__(
-        self,
-        source: DataModule,
-        predictions: DatasetFile | list[DatasetFile] | None = None,
-        *,
-        ipc: int = 10,
-        factor: int = 2,
-        keep: str = "low",
-        min_scale: float = 0.25,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        check_prune_and_combine(ipc, factor, keep, predictions)
-        if not 0.0 < min_scale <= 1.0:
-            raise ValueError(f"min_scale must lie in (0, 1], got {min_scale}")
-        self.source = source
-        self.predictions = [predictions] if isinstance(predictions, str) else predictions
-        self.ipc, self.factor, self.keep = ipc, factor, keep
-        self.num_classes = source.num_classes
-        if min_scale < 1.0:
-            crop = RandomResizedCrop((min_scale, 1.0))
-            self.augment = crop if self.augment is None else Compose([crop, self.augment])
-
-    def datasets(self) -> dict[str, Dataset]:
-        """Returns the parts."""
-        parts = dict(self.source.datasets())
-        train = parts["train"]
-        if self.predictions is not None:
-            made = prune_and_combine(
-                all_samples(train), self.predictions, images_per_class=self.ipc, factor=self.factor, keep=self.keep
-            )
-            parts["train"] = TensorDictDataset({key: made[key] for key in ("input", "target")})
-        return {**parts, "predict": train}
-
-
 def prune_by_score(scores: Tensor, targets: Tensor, per_class: int, *, keep: str = "low") -> Tensor:
     """Chooses samples of each class by their score.
 
@@ -168,6 +114,62 @@ def prune_and_combine(
         "target": targets[chosen[::tiles]],
         "source_index": chosen.view(-1, tiles),
     }
+
+
+class PCADataModule(DataModule):
+    """Trains on the easiest samples of each class of another DataModule, several in one image, by random crops.
+
+    A crop shows a tile or more of them. Validation and test are those of the other.
+
+    Args:
+        source: where the data come from.
+        predictions: dataset files with the ``output`` of networks for the training samples; None trains on these
+            samples as they are, and predicts them.
+        ipc: images per class.
+        factor: ``factor * factor`` samples are put into one image; 1 prunes only.
+        keep: ``"low"`` keeps easy samples, ``"high"`` hard ones.
+        min_scale: least share of an image in a crop; 1 crops none.
+        **kwargs: as in `DataModule`; what ``augment`` names comes after the crop.
+
+    Raises:
+        ValueError: a number or ``keep`` is out of range, or there are no predictions.
+    """
+
+    def __init__(
+        self,
+        source: DataModule,
+        predictions: DatasetFile | list[DatasetFile] | None = None,
+        *,
+        ipc: int = 10,
+        factor: int = 2,
+        keep: str = "low",
+        min_scale: float = 0.25,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if ipc < 1:
+            raise ValueError(f"ipc must be at least 1, got {ipc}")
+        check_prune_and_combine(ipc, factor, keep, predictions)
+        if not 0.0 < min_scale <= 1.0:
+            raise ValueError(f"min_scale must lie in (0, 1], got {min_scale}")
+        self.source = source
+        self.predictions = [predictions] if isinstance(predictions, str) else predictions
+        self.ipc, self.factor, self.keep = ipc, factor, keep
+        self.num_classes = source.num_classes
+        if min_scale < 1.0:
+            crop = RandomResizedCrop((min_scale, 1.0))
+            self.augment = crop if self.augment is None else Compose([crop, self.augment])
+
+    def datasets(self) -> dict[str, Dataset]:
+        """Returns the parts."""
+        parts = dict(self.source.datasets())
+        train = parts["train"]
+        if self.predictions is not None:
+            made = prune_and_combine(
+                all_samples(train), self.predictions, images_per_class=self.ipc, factor=self.factor, keep=self.keep
+            )
+            parts["train"] = TensorDictDataset({key: made[key] for key in ("input", "target")})
+        return {**parts, "predict": train}
 
 
 def check_prune_and_combine(images_per_class: int, factor: int, keep: str, predictions: str | list[str] | None) -> None:
