@@ -251,6 +251,13 @@ def test_bad_arguments(arguments, match):
         make(**arguments)
 
 
+def test_sharded_parameters_are_refused():
+    method = make()
+    method._device_mesh = object()
+    with pytest.raises(MisconfigurationException, match="the strategy shards them: train with DDP"):
+        method.configure_model()
+
+
 def test_bad_set_ups(fit):
     with pytest.raises(MisconfigurationException, match="support=40 leaves nothing of a batch of 32 samples"):
         fit(make(support=40))

@@ -7,7 +7,7 @@ meta-training only, and nothing has dropout or measures batch statistics there. 
 fall in a way that depends on the data set; here they are constant.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from typing import Any, cast
 
@@ -17,6 +17,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from leyden.core.batch import Batch, Terms, require_keys
@@ -141,15 +142,14 @@ class MetaDMoE(Classification):
                 "MetaDMoE shares out the steps of the fit: set trainer.max_epochs or trainer.max_steps"
             )
         self._meta_step = round(self.pretrain * total_steps)
-        optimizer = super().configure_optimizers()
-        rates = dict.fromkeys(self.network.parameters(), self.student_lr)
+        optimizer = cast(Optimizer, super().configure_optimizers())
+        rates = dict.fromkeys(self.parameters(), optimizer.defaults["lr"])  # also of callbacks' own parts
+        rates |= dict.fromkeys(self.network.parameters(), self.student_lr)
         rates |= dict.fromkeys(self.attached["aggregator"].parameters(), self.aggregator_lr)
+        rates |= dict.fromkeys(self._resting, 0.0)
 
-        def schedule(group: dict[str, Any]) -> Any:
-            # experts and readout rest; callbacks' own parts learn on
-            resting = {*self.attached["experts"].parameters(), *self.attached["readout"].parameters()}
-            first = group["params"][0]
-            factor = 0.0 if first in resting else rates[first] / group["lr"] if first in rates else 1.0
+        def schedule(group: dict[str, Any]) -> Callable[[int], float]:
+            factor = rates[group["params"][0]] / optimizer.defaults["lr"]
             return lambda step: 1.0 if step < self._meta_step else factor
 
         scheduler = LambdaLR(optimizer, [schedule(group) for group in optimizer.param_groups])
@@ -224,8 +224,7 @@ class MetaDMoE(Classification):
                 logits = outputs.extra[f"{name}_logits"]
                 terms[name] = super().loss_terms(batch, Outputs(logits=logits))["task"]
         if "meta" in outputs.extra:  # DDP wants all parameters to take part
-            resting = [*self.attached["experts"].parameters(), *self.attached["readout"].parameters()]
-            terms["task"] = terms["task"] + 0.0 * torch.stack([p.sum() for p in resting]).sum()
+            terms["task"] = terms["task"] + 0.0 * torch.stack([p.sum() for p in self._resting]).sum()
         return terms
 
     # ---- adaptation
@@ -266,6 +265,11 @@ class MetaDMoE(Classification):
     @property
     def _experts(self) -> list[Network]:
         return [cast(Network, expert) for expert in cast(nn.ModuleList, self.attached["experts"])]
+
+    @property
+    def _resting(self) -> list[nn.Parameter]:
+        """What does not learn in meta-training."""
+        return [*self.attached["experts"].parameters(), *self.attached["readout"].parameters()]
 
     def _check_rows(self, rows: int) -> None:
         if rows <= self.support:
@@ -310,11 +314,11 @@ class MetaDMoE(Classification):
 
     def _evaluated(self, batch: Batch) -> Outputs:
         require_keys(batch, "domain", user="MetaDMoE")
-        features = [network.features(batch["input"]) for network in self._adapted.values()]
-        number = {domain: place for place, domain in enumerate(self._adapted)}
-        place = torch.tensor([number[domain] for domain in batch["domain"].tolist()], device=self.device)
-        chosen = torch.stack(features, 1)[torch.arange(len(place), device=self.device), place]
-        return Outputs(logits=self.network.head(chosen), features=chosen)
+        order = batch["domain"].argsort(stable=True)
+        domains, counts = batch["domain"].unique(return_counts=True)
+        parts = zip(domains.tolist(), batch["input"][order].split(counts.tolist()), strict=True)
+        features = torch.cat([self._adapted[domain].features(x) for domain, x in parts])[order.argsort()]
+        return Outputs(logits=self.network.head(features), features=features)
 
 
 class _Features(nn.Module):
