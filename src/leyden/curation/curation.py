@@ -1,6 +1,5 @@
 """What a curation is."""
 
-import os
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -64,7 +63,7 @@ class Curation(ABC):
                     torch.save({"settings": settings, "step": step + 1, "state": parts}, file)
 
     def _load(self, state: Mapping[str, Any]) -> int:
-        if self._progress is None or not os.path.exists(self._progress[0]):
+        if self._progress is None or not self._progress[0].is_file():
             return 0
         saved = torch.load(self._progress[0], map_location="cpu", weights_only=True)
         if saved["settings"] != self._progress[1]:
