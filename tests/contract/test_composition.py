@@ -73,6 +73,8 @@ USES = {
     "CAST": Use(optimizer=partial(optim.AdamS, lr=1e-2)),
     "CRIB": Use({"kl_weight": 1e-3}),
     "CoLM": Use(),
+    "Cooldown": Use({"key": "target"}),
+    "CurriculumLearning": Use({"reference": TEACHER}),
     "CauchySchwarzBottleneck": Use(),
     "ConvexWeights": Use(),
     "DSnoT": Use(observes=True),  # prunes when the last checkpoint is written
@@ -89,6 +91,7 @@ USES = {
     "GradientDropout": Use(),
     "GradientNormPenalty": Use(),
     "HardBatchReplay": Use({"delta": 1.0}),
+    "LanczosLearningRate": Use({"steps": 3, "scale": 0.1, "momentum": False}),
     "LazyCheckpointing": Use(plugin=LazyAsyncCheckpointIO, observes=True),
     "IGNITE": Use({"weight": 0.1, "output": "logsumexp"}),
     "LCSC": Use({"every_n_steps": 2, "iterations": 2}, observes=True),  # combines when the last checkpoint is written
@@ -111,6 +114,7 @@ USES = {
     "SigmaReparametrization": Use(),
     "SoupReference": Use({"kl_weight": 1.0}, weights="checkpoints"),
     "SophiaHessian": Use({"interval": 2}, optimizer=partial(optim.Sophia, lr=1e-2, rho=0.5)),
+    "UDS": Use({"k": 2, "max_length": 1}),
     "TestTimeMerging": Use(weights="expert", observes=True),  # takes part outside of fits alone
     "ViewBatchTraining": Use({"views": 2, "start_epoch": 0}),
     "WassersteinPredictiveCoding": Use(views=True),
@@ -128,6 +132,15 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("EarlyLearningRegularization", "DPSGD"): "EarlyLearningRegularization changes the step",
     ("DPSGD", "HardBatchReplay"): "HardBatchReplay orders the samples, but Poisson sampling draws them",
     ("HardBatchReplay", "Multigrid"): "MultigridBatchSampler makes others",
+    ("AdaptiveBatchSize", "CurriculumLearning"): "Curriculum makes them of fixed sizes",
+    ("Cooldown", "CurriculumLearning"): r"has an order already \(TemperatureSampling\)",
+    ("Cooldown", "HardBatchReplay"): r"has an order already \(TemperatureSampling\)",
+    ("Cooldown", "ViewBatchTraining"): "has its own order, but the data have TemperatureSampling",
+    ("CurriculumLearning", "HardBatchReplay"): r"has an order already \(Curriculum\)",
+    ("CurriculumLearning", "ViewBatchTraining"): "has its own order, but the data have Curriculum",
+    ("DPSGD", "Cooldown"): "Cooldown orders the samples, but Poisson sampling draws them",
+    ("DPSGD", "CurriculumLearning"): "CurriculumLearning orders the samples, but Poisson sampling draws them",
+    ("HardBatchReplay", "ViewBatchTraining"): "has its own order, but the data have HardBatches",
     ("DynamicFixedPoint", "LoRA"): "matches none of the linear layers",
     ("DecoupledMixup", "DPSGD"): "DecoupledMixup changes the step",
     ("Distillation", "DPSGD"): "Distillation changes the step",
@@ -136,6 +149,8 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("GhostBatchNorm", "DPSGD"): "stem.1 is a batch norm, which mixes them",
     ("IGNITE", "DPSGD"): "IGNITE changes the step",
     ("MESA", "DPSGD"): "MESA changes the step",
+    ("LanczosLearningRate", "DPSGD"): "LanczosLearningRate changes the step",
+    ("LanczosLearningRate", "Multigrid"): "sets the learning rate, but so does Multigrid",
     ("LoRA", "MiniBatchAwareRegularization"): r"no effect on embeddings that are frozen \(places\)",
     ("MiniBatchAwareRegularization", "DPSGD"): "MiniBatchAwareRegularization changes the step",
     ("Mixup", "DPSGD"): "Mixup changes the step",
@@ -159,6 +174,7 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("SoupReference", "DPSGD"): "SoupReference changes the step",
     ("CRIB", "DPSGD"): "CRIB changes the step",
     ("CoLM", "DPSGD"): "CoLM changes the step",
+    ("UDS", "DPSGD"): "UDS changes the step",
     ("CauchySchwarzBottleneck", "DPSGD"): "CauchySchwarzBottleneck changes the step",
     ("CAST", "DPSGD"): "CAST changes the step",
     ("DynamicSparsity", "DPSGD"): "is parametrized",
@@ -168,8 +184,8 @@ EXCLUSIVE: dict[tuple[str, str], str] = {
     ("DynamicSparsity", "ProgressiveNM"): "would both choose which weights of block.attention.q_proj are kept",
 }
 
-# beside these, the effect of the first is not seen here: the two samples that they keep are one ghost batch
-UNSEEN = {"GhostBatchNorm": {"CoLM", "UDS"}}
+# beside these, which leave two samples of a micro-batch, the effect of the first is not seen here
+UNSEEN = {"GhostBatchNorm": {"CoLM", "UDS"}, "UDS": {"CoLM"}}
 
 # callbacks that cannot do with sharded parameters, and what they say
 NEED_WHOLE_PARAMETERS = {
@@ -179,6 +195,7 @@ NEED_WHOLE_PARAMETERS = {
     "GradientDropout": "GradientDropout differentiates by whole parameters",
     "GradientNormPenalty": "GradientNormPenalty differentiates by whole parameters",
     "IGNITE": "IGNITE differentiates by whole parameters",
+    "LanczosLearningRate": "LanczosLearningRate differentiates by whole parameters",
     "LazyCheckpointing": "LazyAsyncCheckpointIO writes checkpoints of one process",
     "SophiaHessian": "SophiaHessian differentiates whole parameters",
     "WassersteinPredictiveCoding": "WassersteinPredictiveCoding differentiates by whole parameters",
