@@ -29,6 +29,11 @@ class Recorder(MethodCallback):
         return batch
 
 
+class Unlabel(MethodCallback):
+    def transform_batch(self, method, batch):
+        return batch | {"labeled": batch["index"] % 2 == 0}
+
+
 def fit(make_trainer, *callbacks, network=None, data=None, steps=3, **options):
     torch.manual_seed(0)
     method = Classification(network or MLP(64, 10, (16,), dropout=0.2), optimizer=partial(torch.optim.Adam, lr=0.01))
@@ -147,6 +152,8 @@ def test_bad_input_is_refused(make_trainer):
         fit(make_trainer, CoLM(**HEAD), network=MLP(64, 10, ()).bfloat16())
     with pytest.raises(MisconfigurationException, match="needs a training set in memory that has 'source'"):
         fit(make_trainer, CoLM(0.5, "auto", **HEAD), data=Digits(batch_size=40))
+    with pytest.raises(MisconfigurationException, match="CoLM needs a loss of every sample, but some have no label"):
+        fit(make_trainer, Unlabel(), CoLM(**HEAD))
     with pytest.raises(ValueError, match=r"CoLM needs the batch keys \['source'\]"):
         fit(make_trainer, CoLM(0.5, [1], **HEAD), data=Digits(batch_size=40))
 

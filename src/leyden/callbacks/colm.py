@@ -13,10 +13,10 @@ import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
-from torch.func import functional_call, grad, vmap
-from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.func import vmap
 
-from leyden.callbacks._method_loss import MethodLoss, method_loss
+from leyden.callbacks._method_loss import method_loss
+from leyden.callbacks._per_sample_gradients import per_sample_gradients
 from leyden.callbacks._selection import log_selection, select_rows
 from leyden.callbacks.coresets import adam_directions, coreset_by_source, sparsify_by_source
 from leyden.core import (
@@ -141,8 +141,14 @@ class CoLM(MethodCallback):
             self._size(method.datamodule.batch_size // trainer.accumulate_grad_batches)
 
     def transform_batch(self, method: Method, batch: Batch) -> Batch:
-        """Returns this process's share of the coreset."""
+        """Returns this process's share of the coreset.
+
+        Raises:
+            MisconfigurationException: some samples have no label.
+        """
         require_keys(batch, "input", *(["source"] if self._small else []), user="CoLM")
+        if "labeled" in batch:
+            raise MisconfigurationException("CoLM needs a loss of every sample, but some have no label")
         gradients = self._gradients(method, batch)  # [n, D], of all processes
         if world_size() > 1:
             size = len(batch["input"])
@@ -195,7 +201,8 @@ class CoLM(MethodCallback):
     def _gradients(self, method: Method, batch: Batch) -> Tensor:
         with evaluating(method), torch.autocast(method.device.type, enabled=False):
             if self.gradient == "exact":
-                return all_gather_rows(_gradients_by(method, batch, f"method.network.{self._name}").flatten(1))
+                name = f"network.{self._name}"
+                return all_gather_rows(per_sample_gradients(method, batch, [name])[name].flatten(1))
             return self._zeroth_order(method, batch)
 
     @torch.no_grad()
@@ -230,19 +237,6 @@ def _losses(method: Method, batch: Batch) -> Tensor:
         return method_loss(method, one, Outputs(logits=logits.unsqueeze(0), features=features))
 
     return vmap(loss)(rows, outputs.logits, outputs.features)
-
-
-def _gradients_by(method: Method, batch: Batch, name: str) -> Tensor:
-    """Gradients of the method's own loss on each sample by one parameter, ``[N, ...]``."""
-    module = MethodLoss(method)
-    parameter = module.get_parameter(name).detach()
-
-    def loss(parameter: Tensor, sample: Batch) -> Tensor:
-        one = {key: value.unsqueeze(0) for key, value in sample.items()}
-        return functional_call(module, {name: parameter}, (one,))
-
-    with sdpa_kernel(SDPBackend.MATH):  # the fused kernels cannot be batched once more
-        return vmap(grad(loss), in_dims=(None, 0))(parameter, batch)
 
 
 def _small_sources(method: Method) -> list[int]:
