@@ -6,6 +6,7 @@ from .batchformer import BatchFormerBranch as BatchFormerBranch
 from .cast import CAST as CAST
 from .cauchy_schwarz_bottleneck import CauchySchwarzBottleneck as CauchySchwarzBottleneck
 from .colm import CoLM as CoLM
+from .cooldown import Cooldown as Cooldown
 from .coresets import adam_directions as adam_directions
 from .coresets import coreset_by_source as coreset_by_source
 from .coresets import facility_location as facility_location
@@ -13,6 +14,7 @@ from .coresets import l1_similarity as l1_similarity
 from .coresets import source_quota as source_quota
 from .coresets import sparsify_by_source as sparsify_by_source
 from .crib import CRIB as CRIB
+from .curriculum_learning import CurriculumLearning as CurriculumLearning
 from .decoupled_mixup import DecoupledMixup as DecoupledMixup
 from .distillation import Distillation as Distillation
 from .dp_sgd import DPSGD as DPSGD
@@ -35,6 +37,8 @@ from .hard_batch_replay import HardBatchReplay as HardBatchReplay
 from .ignite import IGNITE as IGNITE
 from .ignite import ignite_multiplier as ignite_multiplier
 from .initial_weights import InitialWeights as InitialWeights
+from .lanczos_learning_rate import LanczosLearningRate as LanczosLearningRate
+from .lanczos_learning_rate import polyak_parameters as polyak_parameters
 from .last_checkpoint import LastCheckpoint as LastCheckpoint
 from .lazy_checkpointing import LazyCheckpointing as LazyCheckpointing
 from .lcsc import LCSC as LCSC

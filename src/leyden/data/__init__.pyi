@@ -8,6 +8,11 @@ from .corrupted_digits import CorruptedDigits as CorruptedDigits
 from .corruptions import CORRUPTIONS as CORRUPTIONS
 from .corruptions import corrupt as corrupt
 from .curated import CuratedData as CuratedData
+from .curriculum import Curriculum as Curriculum
+from .curriculum import balance_order as balance_order
+from .curriculum import client_pool as client_pool
+from .curriculum import curriculum_order as curriculum_order
+from .curriculum import pacing_function as pacing_function
 from .dataset import ImageTensorDataset as ImageTensorDataset
 from .dataset import TensorDictDataset as TensorDictDataset
 from .dataset import all_samples as all_samples
@@ -87,6 +92,9 @@ from .tabular import Table as Table
 from .tabular import TableDataModule as TableDataModule
 from .tabular import Wine as Wine
 from .teacher_samples import TeacherSamples as TeacherSamples
+from .temperature import TemperatureSampling as TemperatureSampling
+from .temperature import cooldown_temperature as cooldown_temperature
+from .temperature import temperature_probabilities as temperature_probabilities
 from .text import PydocTopics as PydocTopics
 from .text import TextDataModule as TextDataModule
 from .text import TextFile as TextFile

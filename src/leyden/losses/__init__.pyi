@@ -55,6 +55,10 @@ from .distance_covariance import distance_covariance as distance_covariance
 from .distance_covariance import joint_distance_covariance as joint_distance_covariance
 from .dkd import DKD as DKD
 from .dkd import dkd_loss as dkd_loss
+from .domain_weighted import DomainWeighted as DomainWeighted
+from .domain_weighted import domain_weighted_loss as domain_weighted_loss
+from .domain_weighted import scalarization_weights as scalarization_weights
+from .domain_weighted import temperature_probabilities as temperature_probabilities
 from .elr import ELRLoss as ELRLoss
 from .elr import elr_loss as elr_loss
 from .elr import elr_update as elr_update
@@ -80,6 +84,8 @@ from .multi_head_distillation import multi_head_distillation_loss as multi_head_
 from .noisefit import NoiseFiTLoss as NoiseFiTLoss
 from .noisefit import noisefit_loss as noisefit_loss
 from .noisefit import noisefit_penalty as noisefit_penalty
+from .ofa import OFA as OFA
+from .ofa import ofa_loss as ofa_loss
 from .perturbation_entropy import perturbation_entropy as perturbation_entropy
 from .pld import PLD as PLD
 from .pld import pld_loss as pld_loss

@@ -18,7 +18,7 @@ class _SubBatchNorm(_BatchNorm):
 
     Args:
         num_features: C.
-        num_splits: S; the rows of a training batch are a multiple of it.
+        num_splits: S; the rows of a training batch are a multiple of it. The authors have 8 rows in a split.
         eps: as in torch's batch norm, like all that follow.
         momentum: share of a batch's statistics in an update of the running ones.
         affine: whether there is a weight and a bias per feature.
