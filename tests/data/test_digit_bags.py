@@ -52,3 +52,8 @@ def test_bags_depend_on_the_split_seed_alone():
 def test_bad_arguments(given, message):
     with pytest.raises(ValueError, match=message):
         DigitBags(**given)
+
+
+def test_a_digit_without_images():
+    with pytest.raises(ValueError, match="must leave images of 9 and of others, got 0 and 11"):
+        DigitBags(class_shares={9: 0.0}, num_train=12).setup("fit")

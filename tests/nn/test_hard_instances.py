@@ -24,6 +24,13 @@ def test_scores_of_the_authors_code():
     assert torch.allclose(shifted, scores)
 
 
+def test_scores_of_16_bits_differ():
+    features, attention = torch.linspace(1.0, 2.0, 50)[:, None], torch.full((50,), 0.02)
+    with torch.autocast("cpu", torch.bfloat16):
+        scores = instance_class_scores(features, attention, torch.tensor([[1.0], [-1.0]]))
+    assert len(scores.unique()) > 40
+
+
 def test_the_highest_and_the_lowest_go():
     assert hard_instance_keep(SCORES, high_ratio=0.0).tolist() == list(range(10))
     # select_mask_fn of DearCaat/MHIM-MIL at 9d0c91a, modules/mhim_modules/masking.py: all but 1, 6, 3
@@ -74,6 +81,12 @@ def test_bags_of_a_batch_are_masked_as_alone(ratios):
     for row, size in enumerate(sizes.tolist()):
         alone = hard_instance_mask(scores[row : row + 1, :size], keys=keys[row : row + 1], **ratios)
         assert torch.equal(kept[row, :size], alone[0])
+
+
+def test_no_number_leaves_the_device():
+    scores, keys = torch.empty(2, 9, device="meta"), torch.empty(2, dtype=torch.int64, device="meta")
+    kept = hard_instance_mask(scores, keys=keys, high_ratio=0.2, low_ratio=0.1, random_ratio=0.3, high_random=0.5)
+    assert kept.shape == (2, 9)  # what has no numbers can be asked for none
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@ __all__ = ["Batch", "Terms", "require_keys"]
 # Keys: `input`, `target` (int64 [N] or float [N, C]), `index` (int64 [N], position in the training set) and, where they
 # exist, `mask`, `domain`, `group`, `source`, `mix_target` [N, 2] and `mix_lam` (classes of two samples that were mixed,
 # and the share of the first one in `target`), `labeled` (bool [N]; `target` is -1 where False),
-# views `input_2`, `input_strong`, pairs `positive`, `negative`, `boxes` [N, M, 4] and `labels` [N, M] padded with -1.
+# views `input_2`, `input_strong`, pairs `positive`, `negative`, `boxes` [N, M, 4] and `labels` [N, M] padded with -1;
+# of bags of instances `input` [N, M, ...], `mask` [N, M] and `instance_target` [N, M] padded with -1.
 Batch = dict[str, Tensor]
 # Named scalars, already weighted: their sum is the loss.
 Terms = dict[str, Tensor]

@@ -15,7 +15,7 @@ __all__ = ["DigitBags"]
 
 
 class DigitBags(Digits):
-    """Bags of images of `Digits`: class 1 if one digit is among them, else 0; each is one of half of the bags.
+    """Bags of images of `Digits`: class 1 if one digit is among them, else 0; as many of one class as of the other.
 
     Batches are those of `BagDataset`; ``instance_target`` is 1 for that digit and 0 for others. Bags of a part hold
     images of that part of the digits, drawn with replacement.
@@ -75,6 +75,11 @@ class DigitBags(Digits):
     def _bags(self, part: TensorDictDataset, keys: Tensor) -> BagDataset:
         images, label = part.tensors["input"], part.tensors["target"]
         positive, negative = (label == self.digit).nonzero()[:, 0], (label != self.digit).nonzero()[:, 0]
+        if not (len(positive) and len(negative)):
+            raise ValueError(
+                f"num_train and class_shares must leave images of {self.digit} and of others, got {len(positive)} and "
+                f"{len(negative)}"
+            )
         smallest, largest = self.sizes
         sizes = smallest + (uniform(keys, stream=0) * (largest - smallest + 1)).long()  # [S]
         target = torch.arange(len(keys)) % 2

@@ -51,7 +51,7 @@ class Digits(DataModule):
         if num_train is not None and not 1 <= num_train <= 1258:
             raise ValueError(f"num_train must lie in 1..1258, got {num_train}")
         for label, share in (class_shares or {}).items():
-            if not (label in range(self.num_classes) and 0.0 <= share <= 1.0):
+            if not (label in range(10) and 0.0 <= share <= 1.0):
                 raise ValueError(f"class_shares must map classes 0..9 to shares in [0, 1], got {label}: {share}")
         if not 0.0 <= label_noise <= 1.0:
             raise ValueError(f"label_noise must lie in [0, 1], got {label_noise}")

@@ -20,7 +20,8 @@ class BagClassification(Classification):
     """Trains a network to classify bags, such as those of `leyden.data.BagDataset`.
 
     Batches have ``input`` ``[B, N, ...]`` and, if bags are of several sizes, ``mask`` bool ``[B, N]``, False where
-    there is no instance. ``Outputs.extra["attention"]`` is ``[B, N]``.
+    there is no instance. ``Outputs.extra["attention"]`` is ``[B, N]``. An exported network has no mask: it takes bags
+    of one size at a time.
 
     Args:
         network: classifies bags by attention.

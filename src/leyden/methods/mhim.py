@@ -89,9 +89,8 @@ class MHIM(BagClassification):
             "low_ratio": low_ratio,
             "random_ratio": random_ratio,
         }
-        hard_instance_mask(
-            torch.zeros(1, 1), None, keys=torch.zeros(1, dtype=torch.int64), **self.ratios
-        )  # checks them
+        # checks them
+        hard_instance_mask(torch.zeros(1, 1), None, keys=torch.zeros(1, dtype=torch.int64), **self.ratios)
         if recycle is not None:
             if recycle.query.shape[-1] != network.feature_dim:
                 raise ValueError(

@@ -34,7 +34,9 @@ def instance_class_scores(features: Tensor, attention: Tensor, weight: Tensor, b
             f"features must be [..., N, D] and attention [..., N], got {tuple(features.shape)} and "
             f"{tuple(attention.shape)}"
         )
-    return ((attention.unsqueeze(-1) * features) @ weight.T).softmax(-1).amax(-1)
+    scores = (attention.unsqueeze(-1) * features).to(weight.dtype) @ weight.T
+    # small numbers, near 0: the softmax of 16 bits would make many of them the same
+    return scores.to(torch.promote_types(scores.dtype, torch.float32)).softmax(-1).amax(-1)
 
 
 def hard_instance_mask(
