@@ -220,6 +220,17 @@ def test_parametrised_weights(fit):
     torch.testing.assert_close(first.body.weight, second.body.weight)
 
 
+def test_soft_targets():
+    method = make()
+    batch = {"input": torch.rand(6, 1, 8, 8), "target": torch.arange(6), "domain": torch.arange(6)}
+    outputs = method.compute(batch)
+    hard = method.loss_terms(batch, outputs)
+    soft = method.loss_terms(batch | {"target": functional.one_hot(batch["target"], 10).float()}, outputs)
+    assert hard.keys() == soft.keys() == {"task", "expert", "aggregator"}
+    for name in hard:
+        torch.testing.assert_close(hard[name], soft[name])
+
+
 def test_convolutions_half_precision_accumulation_and_an_average(fit):
     method = make(ConvNet(1, 10, width=4, dropout=0.5), support=8)
     seen, trainer = fit(

@@ -17,7 +17,7 @@ class LogitEnsemble(Network):
     """Frozen copies of networks, always in eval mode, that answer with the mean of their logits.
 
     The mean of logits is a geometric mean of probabilities: its log loss is at most the mean of the members'. Features
-    are those of the members side by side.
+    are those of the members side by side. `ConcatenatedFeatures` is what can learn on, for linear heads.
 
     Args:
         networks: trained members, with outputs of the same shape.
