@@ -79,11 +79,13 @@ USES = {
     "ConvexWeights": Use(),
     "DSnoT": Use(observes=True),  # prunes when the last checkpoint is written
     "Distillation": Use({"teacher": TEACHER}),
+    "DropoutSchedule": Use({"p": 0.5}),
     "DynamicSparsity": Use({"interval": 2}),
     "DecoupledMixup": Use({"eta": 1.0}, beside="Mixup"),
     "EMA": Use({"decay": 0.9}, observes=True),
     "EMAProxy": Use({"consistency_weight": 1.0, "warmup_steps": 2}),
     "EarlyLearningRegularization": Use(),
+    "EpochGap": Use(observes=True),
     "ExpertTrajectory": Use(observes=True),
     "FairnessPenalty": Use({"attributes": ["target"]}),
     "GhostBatchNorm": Use({"ghost_batch_size": 2}),
@@ -202,12 +204,16 @@ NEED_WHOLE_PARAMETERS = {
 }
 
 
+ALONE = {"SinglePass"}  # ends fits that see a sample twice, as all of these do
+
+
 def families() -> dict[str, list[str]]:
     """The callbacks of the catalog's papers, by family."""
     found: dict[str, set[str]] = {}
     for paper in read_papers():
         names = [part.rsplit(".", 1)[1] for part in paper.parts if part.startswith("leyden.callbacks.")]
-        found.setdefault(paper.family, set()).update(n for n in names if isinstance(getattr(callbacks, n), type))
+        kinds = {name for name in names if isinstance(getattr(callbacks, name), type)}
+        found.setdefault(paper.family, set()).update(kinds - ALONE)
     return {family: sorted(names) for family, names in sorted(found.items()) if names}
 
 

@@ -82,6 +82,7 @@ ARGUMENTS: dict[str, Any] = {
     "schedule": [0.2, 1.0, 0.0],
     "attributes": ["target"],
     "gamma": 2.0,
+    "counts": torch.tensor([4, 2]),
 }
 
 
@@ -127,7 +128,8 @@ BATCHES = {
 }
 
 BESIDE = {"DecoupledMixup": "Mixup", "ProximalMatchingSchedule": "Mixup"}  # a callback that another one needs
-KNOBS: dict[str, dict[str, Any]] = {  # for fits of two steps
+KNOBS: dict[str, dict[str, Any]] = {  # for fits of two steps with AdamW
+    "LanczosLearningRate": {"momentum": False},
     "Multigrid": {
         "shape": (1, 8),
         "milestones": [1],

@@ -67,6 +67,7 @@ from .prune_combine import prune_and_combine as prune_and_combine
 from .prune_combine import prune_by_score as prune_by_score
 from .random_walk import RandomWalk as RandomWalk
 from .rare_digit import RareDigit as RareDigit
+from .repeated import Repeated as Repeated
 from .rotated_digits import RotatedDigits as RotatedDigits
 from .sample_graph import distance_graph as distance_graph
 from .sample_graph import hyperplane_hash as hyperplane_hash
