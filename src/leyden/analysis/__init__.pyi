@@ -3,6 +3,8 @@ from .attention_entropy import attention_entropy_bound as attention_entropy_boun
 from .domain_accuracy import domain_accuracy as domain_accuracy
 from .el2n import el2n_scores as el2n_scores
 from .essential_sparsity import essential_sparsity as essential_sparsity
+from .fit_power_law import fit_power_law as fit_power_law
+from .lanczos import lanczos as lanczos
 from .lr_sensitivity import lr_sensitivity as lr_sensitivity
 from .paired import PairedDifference as PairedDifference
 from .paired import paired_difference as paired_difference

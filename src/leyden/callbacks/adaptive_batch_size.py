@@ -11,12 +11,12 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import Tensor
 from torch.optim import Optimizer
 
+from leyden.callbacks._measuring import measuring
 from leyden.callbacks._needed_batch_size import flat_rows, size_by_inner_product, size_by_norm
 from leyden.callbacks._per_sample_gradients import per_sample_gradients
 from leyden.callbacks.norm_test import pool_shards
 from leyden.core import Batch, Method, MethodCallback, Outputs, Terms
 from leyden.core.distributed import all_gather_rows, all_reduce_mean, all_reduce_sum, is_sharded, world_size
-from leyden.core.evaluating import evaluating
 from leyden.data.module import DataModule
 from leyden.data.sampler import GlobalBatchSampler
 from leyden.optim.lr_scaling import scale_lr
@@ -235,11 +235,7 @@ class AdaptiveBatchSize(MethodCallback):
         batches, self._batches = self._batches, []
         if batches:
             method = cast(Method, pl_module)
-            with (
-                evaluating(method),
-                trainer.precision_plugin.train_step_context(),
-                torch.autocast(method.device.type, enabled=False),
-            ):
+            with measuring(trainer, method):
                 self._needed = self._test(method, batches)
 
     def on_train_batch_end(

@@ -1,6 +1,7 @@
 from .adagrad_norm import AdaGradNorm as AdaGradNorm
 from .adam_r import AdamR as AdamR
 from .adam_s import AdamS as AdamS
+from .batch_hessian import batch_hessian_extreme as batch_hessian_extreme
 from .convex_relu import convex_relu_admm as convex_relu_admm
 from .convex_relu import relu_from_convex as relu_from_convex
 from .convex_relu import sample_arrangements as sample_arrangements
