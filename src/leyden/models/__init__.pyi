@@ -1,6 +1,7 @@
 from .adapters import TimmNetwork as TimmNetwork
 from .adapters import TransformersNetwork as TransformersNetwork
 from .attention_mil import AttentionMIL as AttentionMIL
+from .batch_channel_normalized import batch_channel_normalized as batch_channel_normalized
 from .convnet import ConvNet as ConvNet
 from .din import DIN as DIN
 from .exported import load_exported as load_exported
@@ -12,6 +13,7 @@ from .nested_dropout import NestedDropoutNetwork as NestedDropoutNetwork
 from .patch_net import PatchNet as PatchNet
 from .pretrained import pretrained as pretrained
 from .resnet import ResNet as ResNet
+from .row_lstm import RowLSTM as RowLSTM
 from .self_tuning_mlp import SelfTuningMLP as SelfTuningMLP
 from .stacked_autoencoder import StackedAutoencoder as StackedAutoencoder
 from .stream_mlp import StreamMLP as StreamMLP

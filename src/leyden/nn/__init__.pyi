@@ -1,6 +1,11 @@
 from .adaptive_noise import adaptive_noise as adaptive_noise
 from .adaptive_temperature import AdaptiveTemperature as AdaptiveTemperature
 from .adaptive_temperature import transformed_topk_features as transformed_topk_features
+from .batch_channel_norm import BatchChannelNorm1d as BatchChannelNorm1d
+from .batch_channel_norm import BatchChannelNorm2d as BatchChannelNorm2d
+from .batch_channel_norm import EstimatedBatchNorm1d as EstimatedBatchNorm1d
+from .batch_channel_norm import EstimatedBatchNorm2d as EstimatedBatchNorm2d
+from .batch_channel_norm import convert_batch_channel_norm as convert_batch_channel_norm
 from .batchformer import BatchFormer as BatchFormer
 from .batchformer import BatchFormerV2 as BatchFormerV2
 from .binary_mask import BinaryMask as BinaryMask
@@ -34,6 +39,9 @@ from .hard_instances import hard_instance_keep as hard_instance_keep
 from .hard_instances import hard_instance_mask as hard_instance_mask
 from .hard_instances import instance_class_scores as instance_class_scores
 from .inner_sgd_step import inner_sgd_step as inner_sgd_step
+from .layer_norm_lstm import LayerNormGRUCell as LayerNormGRUCell
+from .layer_norm_lstm import LayerNormLSTM as LayerNormLSTM
+from .layer_norm_lstm import LayerNormLSTMCell as LayerNormLSTMCell
 from .learned_proximal import LearnedProximalNetwork as LearnedProximalNetwork
 from .local_activation_pool import LocalActivationPool as LocalActivationPool
 from .logit_ensemble import LogitEnsemble as LogitEnsemble
@@ -88,3 +96,8 @@ from .sub_batch_norm import SubBatchNorm2d as SubBatchNorm2d
 from .sub_batch_norm import SubBatchNorm3d as SubBatchNorm3d
 from .weight_compander import WeightCompander as WeightCompander
 from .weight_compander import apply_weight_compander as apply_weight_compander
+from .weight_standardization import WSConv1d as WSConv1d
+from .weight_standardization import WSConv2d as WSConv2d
+from .weight_standardization import WSConv3d as WSConv3d
+from .weight_standardization import convert_weight_standardization as convert_weight_standardization
+from .weight_standardization import standardize_weight as standardize_weight
