@@ -173,13 +173,13 @@ def test_wrong_arguments():
     with pytest.raises(ValueError, match="taps must name at least one pair"):
         Distillation(network(), taps={})
     with pytest.raises(ValueError, match="cache belongs to the Distillation that has the teachers"):
-        Distillation(None, cache="x")
+        Distillation(cache="x")
 
 
 @pytest.mark.parametrize(
     ("make", "error", "message"),
     [
-        (lambda: [Distillation(None)], MisconfigurationException, "uses that of the first Distillation"),
+        (lambda: [Distillation()], MisconfigurationException, "uses that of the first Distillation"),
         (lambda: [Distillation(constant([0.0] * 3))], ValueError, r"same shape \[N, ..., C\], got \(2, 10\) and"),
         (lambda: [Distillation(network(), taps={"body.7": "logits"})], ValueError, "no module 'network.body.7'"),
         (lambda: [Distillation(network(), taps={"logits": "bdoy"})], ValueError, "no module 'bdoy' in ConvNet; near"),

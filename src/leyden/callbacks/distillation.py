@@ -49,7 +49,7 @@ class Distillation(MethodCallback):
 
     def __init__(
         self,
-        teacher: Network | list[Network] | None,
+        teacher: Network | list[Network] | None = None,
         objective: nn.Module | None = None,
         *,
         weight: float = 1.0,

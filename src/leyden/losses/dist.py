@@ -1,5 +1,5 @@
 """Relations of predictions (T. Huang, S. You, F. Wang, C. Qian, C. Xu, "Knowledge Distillation from A Stronger Teacher"
-(DIST), 2022, arXiv 2205.10536, equations 8 to 10; authors' code: hunto/DIST_KD)."""
+(DIST), 2022, arXiv 2205.10536; authors' code: hunto/DIST_KD)."""
 
 import torch
 from torch import Tensor, nn

@@ -1,5 +1,5 @@
 """Similarities between samples (F. Tung, G. Mori, "Similarity-Preserving Knowledge Distillation", 2019, arXiv
-1907.09682, equations 2 to 4)."""
+1907.09682)."""
 
 import torch
 from torch import Tensor, nn
