@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ROOT / "src" / "leyden"
 # in this order; pages that are not named here follow by name
 HOW_TO = ["compare", "report", "your-method", "composing-methods", "your-data", "your-template", "sweeps", "wandb"]
-HOW_TO += ["stages", "distill", "my-loss-diverges", "editor", "predict", "export"]
+HOW_TO += ["stages", "merge-models", "distill", "my-loss-diverges", "editor", "predict", "export"]
 MAX_SIGNATURE = 84  # letters in a line of a page
 EXPORT = re.compile(r"^from \.(\w+) import (\w+) as \w+$", re.M)
 ROOM_TEXTS = {

@@ -202,9 +202,9 @@ def test_stages_against_a_config_and_against_each_other(configs, capsys):
 
 
 def test_stages_that_only_combine_otherwise_are_told_apart():
-    one, other = (load_arm(name, [], [0])[0] for name in ("weights/dare", "weights/dare_99"))
+    one, other = (load_arm(name, [], [0])[0] for name in ("weights/dare_99", "weights/darex_q"))
     assert one.key != other.key
-    assert one.key == load_arm("weights/dare", [], [1])[0].key
+    assert one.key == load_arm("weights/dare_99", [], [1])[0].key
 
 
 EVALUATOR = """\
