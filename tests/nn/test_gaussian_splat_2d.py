@@ -36,6 +36,13 @@ def test_image_by_hand_for_any_input():
     assert all(p.grad.abs().min() > 0.0 for p in network.parameters())
 
 
+def test_autocast_leaves_the_image():
+    network = splat().float()
+    with torch.autocast("cpu", torch.bfloat16):
+        image = network(torch.zeros(1, 1))
+    assert torch.equal(image, network(torch.zeros(1, 1)))
+
+
 def test_pruned_gaussians_leave_the_sum():
     network, keep = splat(), torch.tensor([True, False, True, True, False])
     with torch.no_grad():

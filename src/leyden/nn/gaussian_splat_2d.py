@@ -59,8 +59,9 @@ class GaussianSplat2d(Network):
         # the exponent a (r - y)^2 + b (r - y)(s - z) + c (s - z)^2 as a polynomial of row r and column s
         linear = -2.0 * a * y - b * z, -2.0 * c * z - b * y
         constant = a * y.square() + b * y * z + c * z.square()
-        weight = torch.exp(torch.stack([a, b, c, *linear, constant], 1) @ self.monomials)  # [G, HW]
-        return (self.color.T @ weight).flatten().expand(len(x), -1)
+        with torch.autocast(x.device.type, enabled=False):  # exponents are small differences of large numbers
+            weight = torch.exp(torch.stack([a, b, c, *linear, constant], 1) @ self.monomials)  # [G, HW]
+            return (self.color.T @ weight).flatten().expand(len(x), -1)
 
     @torch.no_grad()
     def prune_(self, keep: Tensor) -> None:
