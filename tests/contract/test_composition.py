@@ -212,7 +212,8 @@ def families() -> dict[str, list[str]]:
     found: dict[str, set[str]] = {}
     for paper in read_papers():
         names = [part.rsplit(".", 1)[1] for part in paper.parts if part.startswith("leyden.callbacks.")]
-        kinds = {name for name in names if isinstance(getattr(callbacks, name), type)}
+        parts = {name: getattr(callbacks, name) for name in names}
+        kinds = {name for name, part in parts.items() if isinstance(part, type) and issubclass(part, Callback)}
         found.setdefault(paper.family, set()).update(kinds - ALONE)
     return {family: sorted(names) for family, names in sorted(found.items()) if names}
 
