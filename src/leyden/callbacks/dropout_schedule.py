@@ -61,7 +61,7 @@ def set_dropout(module: nn.Module, p: float) -> int:
         if isinstance(layer, _DropoutNd):
             layer.p = p
         elif isinstance(getattr(layer, "dropout", None), float):
-            layer.dropout = p
+            layer.dropout = p  # type: ignore[assignment]
         else:
             continue
         count += 1

@@ -32,7 +32,7 @@ def attention_transfer_loss(student_map: Tensor, teacher_map: Tensor, *, power: 
             f"student_map and teacher_map must be [N, C, H, W] of the same N, got {tuple(student_map.shape)} and "
             f"{tuple(teacher_map.shape)}"
         )
-    size = [min(sizes) for sizes in zip(student_map.shape[2:], teacher_map.shape[2:], strict=True)]
+    size = min(student_map.shape[2], teacher_map.shape[2]), min(student_map.shape[3], teacher_map.shape[3])
     student, teacher = (_attention(map_, size, power) for map_ in (student_map, teacher_map))
     return (student - teacher).square().mean()
 
@@ -49,8 +49,8 @@ class AttentionTransfer(nn.Module):
         return attention_transfer_loss(student_map, teacher_map, power=self.power)
 
 
-def _attention(features: Tensor, size: list[int], power: float) -> Tensor:
+def _attention(features: Tensor, size: tuple[int, int], power: float) -> Tensor:
     features = features.to(torch.promote_types(features.dtype, torch.float32))
-    if list(features.shape[2:]) != size:
+    if tuple(features.shape[2:]) != size:
         features = functional.adaptive_avg_pool2d(features, size)
     return functional.normalize(features.abs().pow(power).mean(1).flatten(1), dim=1)  # [N, H W]

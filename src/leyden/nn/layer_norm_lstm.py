@@ -4,6 +4,8 @@
 The paper has one more bias per gate, and the authors' code two: the biases of the norms are in their place here.
 """
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
@@ -134,17 +136,16 @@ class LayerNormLSTM(nn.Module):
             zeros = input.new_zeros(len(self.cells), input.shape[1], self.hidden_size)
             state = zeros, zeros
         last = []
-        for number, (cell, *now) in enumerate(zip(self.cells, *state, strict=True)):
-            input = self.dropout(input) if number else input
+        for number, (module, h, c) in enumerate(zip(self.cells, *state, strict=True)):
+            cell = cast(LayerNormLSTMCell, module)
             outputs = []
-            for step, projected in enumerate(cell.project(input).unbind()):
-                new = cell.step(projected, tuple(now))
+            for step, projected in enumerate(cell.project(self.dropout(input) if number else input).unbind()):
+                before, (h, c) = (h, c), cell.step(projected, (h, c))
                 if mask is not None:
-                    new = [torch.where(mask[step, :, None], a, b) for a, b in zip(new, now, strict=True)]
-                now = list(new)
-                outputs.append(now[0])
+                    h, c = (torch.where(mask[step, :, None], *pair) for pair in zip((h, c), before, strict=True))
+                outputs.append(h)
             input = torch.stack(outputs)
-            last.append(now)
+            last.append((h, c))
         h, c = (torch.stack(parts) for parts in zip(*last, strict=True))
         return input.transpose(0, 1) if self.batch_first else input, (h, c)
 

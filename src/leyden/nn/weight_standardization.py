@@ -2,6 +2,7 @@
 Normalization and Weight Standardization", 2019, arXiv 1903.10520; authors' code:
 joe-siyuan-qiao/Batch-Channel-Normalization)."""
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -50,7 +51,7 @@ class WSConv3d(_WSConv, nn.Conv3d):
     """`torch.nn.Conv3d` with standardised weights; same arguments and state-dict names."""
 
 
-_STANDARDIZED: dict[type[nn.Module], type[_WSConv]] = {
+_STANDARDIZED: dict[type[nn.Module], Callable[..., _WSConv]] = {
     nn.Conv1d: WSConv1d,
     nn.Conv2d: WSConv2d,
     nn.Conv3d: WSConv3d,
@@ -80,13 +81,13 @@ def convert_weight_standardization(module: nn.Module) -> nn.Module:
         standardized = _STANDARDIZED[type(conv)](
             conv.in_channels,
             conv.out_channels,
-            conv.kernel_size,  # type: ignore[arg-type]
-            conv.stride,  # type: ignore[arg-type]
-            conv.padding,  # type: ignore[arg-type]
-            conv.dilation,  # type: ignore[arg-type]
+            conv.kernel_size,
+            conv.stride,
+            conv.padding,
+            conv.dilation,
             conv.groups,
             conv.bias is not None,
-            conv.padding_mode,  # type: ignore[arg-type]
+            conv.padding_mode,
         )
         standardized.weight, standardized.bias = conv.weight, conv.bias  # the same tensors: tied ones stay tied
         return standardized
