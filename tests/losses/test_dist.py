@@ -41,3 +41,5 @@ def test_errors():
         dist_loss(torch.zeros(2, 3), torch.zeros(3, 3))
     with pytest.raises(ValueError, match="temperature must be positive"):
         DIST(temperature=0.0)
+    with pytest.raises(ValueError, match=r"must be \[N, C\], got \(2, 2, 5\): flatten what comes before C"):
+        dist_loss(STUDENT.view(2, 2, 5), TEACHER.view(2, 2, 5))

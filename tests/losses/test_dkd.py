@@ -57,3 +57,5 @@ def test_errors():
         DKD()(*pair, None)
     with pytest.raises(ValueError, match="temperature must be positive"):
         DKD(temperature=-1.0)
+    with pytest.raises(ValueError, match=r"must be \[N, C\], got \(2, 4, 3\): flatten what comes before C"):
+        dkd_loss(torch.zeros(2, 4, 3), torch.zeros(2, 4, 3), torch.zeros(2, 4, dtype=torch.int64))

@@ -56,3 +56,5 @@ def test_errors():
         ofa_loss(STUDENT, TEACHER, TARGET, temperature=0.0)
     with pytest.raises(ValueError, match=r"target must be \[N\] or \[N, C\] as student_logits \(4, 5\), got \(3,\)"):
         ofa_loss(STUDENT, TEACHER, TARGET[:3])
+    with pytest.raises(ValueError, match=r"must be \[N, C\], got \(4, 1, 5\): flatten what comes before C"):
+        ofa_loss(STUDENT[:, None], TEACHER[:, None], TARGET)

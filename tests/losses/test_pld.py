@@ -71,3 +71,5 @@ def test_errors():
         pld_loss(STUDENT, TEACHER, TEACHER.softmax(1))
     with pytest.raises(ValueError, match="temperature must be positive"):
         PLD(temperature=0.0)
+    with pytest.raises(ValueError, match=r"must be \[N, C\], got \(2, 2, 5\): flatten what comes before C"):
+        pld_loss(STUDENT.view(2, 2, 5), TEACHER.view(2, 2, 5), TARGET.view(2, 2))

@@ -3,12 +3,18 @@
 import torch
 from torch import Tensor
 
-__all__ = ["check_class_numbers", "check_pair", "check_temperature", "log_probabilities", "probabilities", "softened"]
+__all__ = [
+    "check_class_numbers",
+    "check_pair",
+    "check_rows",
+    "check_temperature",
+    "log_probabilities",
+    "probabilities",
+    "softened",
+]
 
 
-def check_pair(
-    student_logits: Tensor, teacher_logits: Tensor, *, names: str = "student_logits and teacher_logits"
-) -> None:
+def check_pair(student_logits: Tensor, teacher_logits: Tensor) -> None:
     """Checks that both have one shape, of two dimensions at least.
 
     Raises:
@@ -18,6 +24,19 @@ def check_pair(
         raise ValueError(
             "student_logits and teacher_logits must have the same shape [N, ..., C], got "
             f"{tuple(student_logits.shape)} and {tuple(teacher_logits.shape)}"
+        )
+
+
+def check_rows(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Checks that both have one shape ``[N, C]``.
+
+    Raises:
+        ValueError: they have not.
+    """
+    check_pair(student_logits, teacher_logits)
+    if student_logits.ndim != 2:
+        raise ValueError(
+            f"student_logits must be [N, C], got {tuple(student_logits.shape)}: flatten what comes before C"
         )
 
 

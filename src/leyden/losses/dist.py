@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from leyden.losses._pairs import check_pair, check_temperature, probabilities
+from leyden.losses._pairs import check_rows, check_temperature, probabilities
 
 __all__ = ["DIST", "dist_loss"]
 
@@ -27,7 +27,7 @@ def dist_loss(
         ValueError: ``temperature`` is not positive, or the shapes differ.
     """
     check_temperature(temperature)
-    check_pair(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     student, teacher = (probabilities(logits, temperature) for logits in (student_logits, teacher_logits))
     mean = 1.0 / student.shape[1]  # over classes
     between_classes = 1.0 - _cosine(student - mean, teacher - mean, dim=1).mean()

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leyden.losses._pairs import check_class_numbers, check_pair, check_temperature, softened
+from leyden.losses._pairs import check_class_numbers, check_rows, check_temperature, softened
 from leyden.losses.reduction import reduce_loss
 
 __all__ = ["DKD", "dkd_loss"]
@@ -41,7 +41,7 @@ def dkd_loss(
             ``reduction``.
     """
     check_temperature(temperature)
-    check_pair(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     check_class_numbers(target, student_logits)
     student, teacher = (softened(logits, temperature) for logits in (student_logits, teacher_logits))
     true = functional.one_hot(target, student.shape[-1]).bool()  # [N, C]

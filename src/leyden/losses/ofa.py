@@ -4,7 +4,7 @@ Architectures in Knowledge Distillation" (OFA-KD), 2023, arXiv 2310.19444; autho
 from torch import Tensor, nn
 from torch.nn import functional
 
-from leyden.losses._pairs import check_pair, check_temperature, log_probabilities, probabilities
+from leyden.losses._pairs import check_rows, check_temperature, log_probabilities, probabilities
 from leyden.losses.reduction import reduce_loss
 
 __all__ = ["OFA", "ofa_loss"]
@@ -36,7 +36,7 @@ def ofa_loss(
         ValueError: ``eps`` or ``temperature`` is not positive, or the shapes do not fit; or another ``reduction``.
     """
     _check(eps, temperature)
-    check_pair(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     if target is None or target.shape not in (student_logits.shape, student_logits.shape[:1]):
         got = "None" if target is None else tuple(target.shape)
         raise ValueError(f"target must be [N] or [N, C] as student_logits {tuple(student_logits.shape)}, got {got}")

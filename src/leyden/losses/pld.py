@@ -4,7 +4,7 @@
 import torch
 from torch import Tensor, nn
 
-from leyden.losses._pairs import check_class_numbers, check_pair, check_temperature, probabilities
+from leyden.losses._pairs import check_class_numbers, check_rows, check_temperature, probabilities
 from leyden.losses.reduction import reduce_loss
 
 __all__ = ["PLD", "pld_loss"]
@@ -35,7 +35,7 @@ def pld_loss(
             ``reduction``.
     """
     check_temperature(temperature)
-    check_pair(student_logits, teacher_logits)
+    check_rows(student_logits, teacher_logits)
     check_class_numbers(target, student_logits)
     teacher = teacher_logits.detach()
     order = teacher.scatter(-1, target[:, None], torch.inf).argsort(dim=-1, descending=True, stable=True)  # [N, C]

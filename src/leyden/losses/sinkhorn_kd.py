@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from leyden.losses._pairs import check_pair, check_temperature, probabilities
+from leyden.losses._pairs import check_rows, check_temperature, probabilities
 
 __all__ = ["SinkhornKD", "sinkhorn_kd_loss"]
 
@@ -42,11 +42,7 @@ def sinkhorn_kd_loss(
         ValueError: an argument is out of range, or the shapes differ; or another ``reduction``.
     """
     _check(temperature, epsilon, iterations, reduction)
-    check_pair(student_logits, teacher_logits)
-    if student_logits.ndim != 2:
-        raise ValueError(
-            f"student_logits must be [N, C], got {tuple(student_logits.shape)}: flatten what comes before C"
-        )
+    check_rows(student_logits, teacher_logits)
     student, teacher = (probabilities(logits, temperature) for logits in (student_logits, teacher_logits))
     cost = _L1Cost.apply(student, teacher) if student.device.type == "cpu" else torch.cdist(student, teacher, p=1.0)
     plan = -cost / epsilon  # logarithms, because exp(-2 / epsilon) may be too small a number
