@@ -3,7 +3,7 @@ import itertools
 import pytest
 import torch
 
-from leyden.data import GaussianNoise, GlobalBatchSampler, ViewAugment, ViewBatch
+from leyden.data import Compose, GaussianNoise, GlobalBatchSampler, ViewAugment, ViewBatch
 
 
 @pytest.mark.parametrize(
@@ -76,3 +76,5 @@ def test_further_views_are_changed_more():
     changed = ViewAugment(GaussianNoise(0.01), GaussianNoise(10.0))(batch, torch.tensor([7, 7, 8, 7]))
     assert (changed["input"].flatten(1).std(1) > 1.0).tolist() == [False, True, False, True]
     assert changed["target"] is batch["target"]
+    unchanged = ViewAugment(Compose([]), GaussianNoise(10.0))(batch, torch.tensor([7, 7, 8, 7]))
+    assert unchanged["input"].flatten(1).any(1).tolist() == [False, True, False, True]

@@ -67,7 +67,7 @@ class ViewAugment(Augment):
         others = self.others(batch, keys)
         return {
             name: torch.where((view == 0).view(-1, *[1] * (tensor.ndim - 1)), tensor, others[name])
-            if tensor is not batch.get(name)
+            if tensor is not others[name]
             else tensor
             for name, tensor in first.items()
         }
