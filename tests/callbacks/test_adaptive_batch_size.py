@@ -263,6 +263,8 @@ def test_bad_arguments(arguments, message):
 def test_bad_plans():
     with pytest.raises(ValueError, match="world_size must be at least 1, got 0"):
         plan_batch(8, world_size=0)
+    with pytest.raises(ValueError, match="max_micro_batch_size must be at least 1, got 0"):
+        plan_batch(8, max_micro_batch_size=0)
     with pytest.raises(ValueError, match="max_batch_size must be at least 16, the least that can be shared, got 10"):
         plan_batch(8, world_size=2, multiple_of=16, max_batch_size=10)
 

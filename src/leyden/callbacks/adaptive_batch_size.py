@@ -59,10 +59,10 @@ def plan_batch(
     Raises:
         ValueError: an argument is below 1, or the least batch is larger than ``max_batch_size``.
     """
-    limits = {"max_micro_batch_size": max_micro_batch_size or 1, "max_batch_size": max_batch_size or 1}
+    limits = {"max_micro_batch_size": max_micro_batch_size, "max_batch_size": max_batch_size}
     counts = {"batch_size": batch_size, "world_size": world_size, "multiple_of": multiple_of, "accumulate": accumulate}
     for name, value in (counts | limits).items():
-        if value < 1:
+        if value is not None and value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
     unit = math.lcm(multiple_of, world_size * accumulate)
     units = -(-batch_size // unit)
