@@ -73,6 +73,13 @@ def test_half_precision_stays(name):
     assert apply(ALL[name], pictures).dtype == torch.bfloat16
 
 
+@pytest.mark.parametrize("name", ["affine", "resized"])
+def test_places_are_exact_in_half_precision(name):
+    ramp = torch.arange(1024.0).expand(4, 1, 4, 1024) / 1024
+    half = apply(ALL[name], ramp.to(torch.bfloat16)).float()
+    torch.testing.assert_close(half, apply(ALL[name], ramp), rtol=2**-7, atol=2**-9)
+
+
 @pytest.mark.parametrize("augment", [RandomCrop(1), HorizontalFlip(), RandomAffine(), Cutout(1), GaussianNoise(1.0)])
 def test_only_images_are_taken(augment):
     with pytest.raises(ValueError, match=r"needs images \[N, C, H, W\], got input of shape \(4, 3\)"):

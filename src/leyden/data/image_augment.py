@@ -137,7 +137,7 @@ class RandomAffine(ImageAugment):
         inverse = torch.stack([cos, sin * (height / width), -sin * (width / height), cos], -1).view(-1, 2, 2)
         theta = torch.cat([inverse, -inverse @ move.unsqueeze(-1)], -1)  # [N, 2, 3]
         grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
-        return nn.functional.grid_sample(images, grid.to(images.dtype), align_corners=False)
+        return _grid_sample(images, grid)
 
 
 class RandomResizedCrop(ImageAugment):
@@ -171,7 +171,7 @@ class RandomResizedCrop(ImageAugment):
         theta = torch.cat([size.diag_embed(), middle.unsqueeze(-1)], -1)  # [N, 2, 3]
         grid = nn.functional.affine_grid(theta, list(images.shape), align_corners=False)
         # the middles of the outer new pixels may lie beyond those of the outer old ones
-        return nn.functional.grid_sample(images, grid.to(images.dtype), padding_mode="border", align_corners=False)
+        return _grid_sample(images, grid, padding_mode="border")
 
 
 class ColorJitter(ImageAugment):
@@ -278,6 +278,14 @@ class GaussianNoise(ImageAugment):
     def transform(self, images: Tensor, keys: Tensor) -> Tensor:
         """Returns new images."""
         return images + self.std * normal(keys, *images.shape[1:]).to(images.dtype)
+
+
+def _grid_sample(images: Tensor, grid: Tensor, *, padding_mode: str = "zeros") -> Tensor:
+    dtype = torch.promote_types(images.dtype, torch.float32)  # in half precision, places would be off by whole pixels
+    sampled = nn.functional.grid_sample(
+        images.to(dtype), grid.to(dtype), padding_mode=padding_mode, align_corners=False
+    )
+    return sampled.to(images.dtype)
 
 
 def _blend(pixels: Tensor, other: Tensor, strength: float, draw: Tensor) -> Tensor:
