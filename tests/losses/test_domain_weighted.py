@@ -67,6 +67,7 @@ def test_reductions_and_half_precision():
     ("call", "message"),
     [
         (lambda: temperature_probabilities(COUNTS, 0.0), "temperature must be positive, got 0.0"),
+        (lambda: DomainWeighted(counts=COUNTS, temperature=0.0), "temperature must be positive, got 0.0"),
         (lambda: temperature_probabilities(torch.zeros(2)), "counts must be numbers of samples"),
         (lambda: temperature_probabilities(torch.tensor([1, -1])), "counts must be numbers of samples"),
         (lambda: temperature_probabilities(torch.ones(2, 2)), "counts must be numbers of samples"),

@@ -57,25 +57,33 @@ def domain_weighted_loss(
     Raises:
         ValueError: ``losses`` and ``domain`` are not of one length, or a knob is out of range.
     """
+    return _weighted_loss(losses, domain, scalarization_weights(torch.as_tensor(counts), temperature), reduction)
+
+
+class DomainWeighted(nn.Module):
+    """Module twin of `domain_weighted_loss`, which makes the weights once.
+
+    Raises:
+        ValueError: ``counts`` or ``temperature`` is out of range.
+    """
+
+    def __init__(self, *, counts: Tensor, temperature: float = 1.0, reduction: str = "mean") -> None:
+        super().__init__()
+        self.weights = scalarization_weights(torch.as_tensor(counts), temperature)  # no buffer, to stay float64
+        self.reduction = reduction
+
+    def forward(self, losses: Tensor, domain: Tensor) -> Tensor:
+        """Returns the loss."""
+        if self.weights.device != losses.device:
+            self.weights = self.weights.to(losses.device, torch.promote_types(losses.dtype, torch.float32))
+        return _weighted_loss(losses, domain, self.weights, self.reduction)
+
+
+def _weighted_loss(losses: Tensor, domain: Tensor, weights: Tensor, reduction: str) -> Tensor:
     if losses.ndim != 1 or losses.shape != domain.shape:
         raise ValueError(
             f"losses and domain must have one number per sample, [N], got {tuple(losses.shape)} and "
             f"{tuple(domain.shape)}"
         )
-    weights = scalarization_weights(torch.as_tensor(counts), temperature)
     losses = losses.to(torch.promote_types(losses.dtype, torch.float32))
     return reduce_loss(losses * weights.to(losses)[domain], reduction)
-
-
-class DomainWeighted(nn.Module):
-    """Module twin of `domain_weighted_loss`."""
-
-    def __init__(self, *, counts: Tensor, temperature: float = 1.0, reduction: str = "mean") -> None:
-        super().__init__()
-        self.counts, self.temperature, self.reduction = torch.as_tensor(counts), temperature, reduction
-
-    def forward(self, losses: Tensor, domain: Tensor) -> Tensor:
-        """Returns the loss."""
-        return domain_weighted_loss(
-            losses, domain, counts=self.counts, temperature=self.temperature, reduction=self.reduction
-        )
