@@ -36,6 +36,13 @@ def test_equal_outputs_have_a_finite_gradient():
     assert torch.isfinite(gradient).all()
 
 
+def test_autocast_does_not_reach_the_products():
+    student, teacher = STUDENT.float(), TEACHER.float()
+    wanted = dist_loss(student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(dist_loss(student, teacher), wanted)
+
+
 def test_errors():
     with pytest.raises(ValueError, match="same shape"):
         dist_loss(torch.zeros(2, 3), torch.zeros(3, 3))

@@ -39,6 +39,13 @@ def test_equal_samples_have_a_finite_gradient():
     assert torch.isfinite(gradient).all()
 
 
+def test_autocast_does_not_reach_the_products():
+    student, teacher = 3.0 + torch.rand(6, 4), torch.rand(6, 5)
+    wanted = rkd_loss(student, teacher)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(rkd_loss(student, teacher), wanted)
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"must be \[N, D\] of the same N, at least 2, got \(1, 3\) and \(1, 3\)"):
         rkd_loss(torch.rand(1, 3), torch.rand(1, 3))

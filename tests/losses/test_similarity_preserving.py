@@ -25,6 +25,13 @@ def test_turns_and_scales_do_not_matter():
     assert SimilarityPreserving()(x, 3.0 * x @ turn).item() == pytest.approx(0.0, abs=1e-12)
 
 
+def test_autocast_does_not_reach_the_products():
+    student, teacher = 300.0 * torch.rand(4, 200), torch.rand(4, 50)
+    wanted = similarity_preserving_loss(student, teacher)
+    with torch.autocast("cpu", torch.float16):
+        assert torch.equal(similarity_preserving_loss(student, teacher), wanted)
+
+
 def test_errors():
     with pytest.raises(ValueError, match=r"must be \[N, ...\] of the same N, got \(2, 3\) and \(3, 3\)"):
         similarity_preserving_loss(torch.rand(2, 3), torch.rand(3, 3))

@@ -51,4 +51,5 @@ class DIST(nn.Module):
 def _cosine(a: Tensor, b: Tensor, dim: int) -> Tensor:
     # two thirds of the time of torch's cosine_similarity
     norms = a.square().sum(dim).clamp(min=1e-16).sqrt() * b.norm(dim=dim)
-    return torch.linalg.vecdot(a, b, dim=dim) / (norms + 1e-8)
+    with torch.autocast(a.device.type, enabled=False):  # products of improbable classes are too small for float16
+        return torch.linalg.vecdot(a, b, dim=dim) / (norms + 1e-8)

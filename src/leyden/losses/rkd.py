@@ -30,10 +30,11 @@ def rkd_loss(student: Tensor, teacher: Tensor, *, distance_weight: float = 1.0, 
         )
     student, teacher = (side.to(torch.promote_types(side.dtype, torch.float32)) for side in (student, teacher))
     loss = student.new_zeros(())
-    if distance_weight != 0.0:
-        loss = loss + distance_weight * functional.smooth_l1_loss(_distances(student), _distances(teacher))
-    if angle_weight != 0.0:
-        loss = loss + angle_weight * functional.smooth_l1_loss(_angles(student), _angles(teacher))
+    with torch.autocast(student.device.type, enabled=False):  # distances are small differences of large products
+        if distance_weight != 0.0:
+            loss = loss + distance_weight * functional.smooth_l1_loss(_distances(student), _distances(teacher))
+        if angle_weight != 0.0:
+            loss = loss + angle_weight * functional.smooth_l1_loss(_angles(student), _angles(teacher))
     return loss
 
 

@@ -24,7 +24,8 @@ def similarity_preserving_loss(student: Tensor, teacher: Tensor) -> Tensor:
         raise ValueError(
             f"student and teacher must be [N, ...] of the same N, got {tuple(student.shape)} and {tuple(teacher.shape)}"
         )
-    return (_similarities(student) - _similarities(teacher)).square().mean()
+    with torch.autocast(student.device.type, enabled=False):  # sums of squares are too large for float16
+        return (_similarities(student) - _similarities(teacher)).square().mean()
 
 
 class SimilarityPreserving(nn.Module):
