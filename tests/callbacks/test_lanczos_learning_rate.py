@@ -11,7 +11,7 @@ from leyden.callbacks import ExactResume, LanczosLearningRate, polyak_parameters
 from leyden.core import Method, Network, Outputs
 from leyden.data import Digits, GlobalBatchSampler
 from leyden.methods import Classification
-from leyden.models import MLP, ConvNet
+from leyden.models import MLP, ConvNet, batch_channel_normalized
 from leyden.optim import WarmupCosine
 from leyden.plugins import CSVLogger
 
@@ -148,16 +148,35 @@ def test_the_largest_eigenvalue_is_that_of_the_batch(make_trainer, tmp_path, acc
     assert 0.0 < float(found["train/bulk_eigenvalue"]) < float(found["train/largest_eigenvalue"])
 
 
-def test_statistics_and_modes_stay_as_they_are(make_trainer):
+@pytest.mark.parametrize("estimated", [False, True])
+def test_statistics_and_modes_stay_as_they_are(make_trainer, estimated):
     methods = []
     for callback in (Rates(), LanczosLearningRate(steps=3)):
         torch.manual_seed(0)
-        methods.append(Classification(ConvNet(1, 10, width=4), optimizer=SGD))
+        network = ConvNet(1, 10, width=4)
+        network = batch_channel_normalized(network, num_groups=2) if estimated else network
+        methods.append(Classification(network, optimizer=SGD))
         fit(make_trainer, callback, methods[-1], max_steps=1)
     without, measured = methods
     for (name, one), other in zip(without.named_buffers(), measured.buffers(), strict=True):
         assert torch.equal(one, other), name
     assert [module.training for module in without.modules()] == [module.training for module in measured.modules()]
+
+
+def test_frozen_norms_stay_frozen(make_trainer):
+    class Freeze(Callback):
+        def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+            for norm in norms:
+                norm.eval()
+
+    network, modes = ConvNet(1, 10, width=4), []
+    norms = [module for module in network.modules() if isinstance(module, nn.BatchNorm2d)]
+    for norm in norms:
+        norm.register_forward_hook(lambda norm, *_: modes.append(norm.training))
+    method = Classification(network, optimizer=SGD)
+    make_trainer(Freeze(), LanczosLearningRate(steps=2), max_epochs=2, limit_val_batches=0).fit(method, data())
+    assert len(modes) > 4 * len(norms)  # the steps, and the products
+    assert not any(modes)
 
 
 @pytest.mark.parametrize("cuts", [[2], [5, 6], [7, 12, 13]])

@@ -154,16 +154,17 @@ class LanczosLearningRate(MethodCallback):
 
     def _spectrum(self, trainer: Trainer, method: Method, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         params = [p for p in method.parameters() if p.requires_grad]
-        norms = [module for module in method.modules() if isinstance(module, _BatchNorm)]
-        buffers = [buffer for norm in norms for buffer in norm.buffers()]
-        before = [buffer.clone() for buffer in buffers]
+        norms = [module for module in method.modules() if isinstance(module, _BatchNorm) and module.training]
+        before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
 
         def hessian_times(vector: Tensor) -> Tensor:
             parts = [part.view_as(p) for part, p in zip(vector.split([p.numel() for p in params]), params, strict=True)]
             with torch.enable_grad():
-                return all_reduce_mean(
-                    torch.stack([_product(method, batch, params, parts) for batch in batches]).mean(0)
-                )
+                products = torch.stack([_product(method, batch, params, parts) for batch in batches])
+            for norm, statistics in zip(norms, before, strict=True):  # some norms have put new buffers in their place
+                for name, buffer in norm.named_buffers():
+                    buffer.copy_(statistics[name])
+            return all_reduce_mean(products.mean(0))
 
         seed = getattr(method.datamodule, "seed", 0)
         key = sample_keys(seed, method.global_step, torch.tensor([_STREAM]))
@@ -174,10 +175,7 @@ class LanczosLearningRate(MethodCallback):
         with measuring(trainer, method):
             for norm in norms:
                 norm.training = True
-            spectrum = lanczos(hessian_times, start, min(self.steps, size))
-        for buffer, value in zip(buffers, before, strict=True):
-            buffer.copy_(value)
-        return spectrum
+            return lanczos(hessian_times, start, min(self.steps, size))
 
 
 def _product(method: Method, batch: Batch, params: list[nn.Parameter], vectors: list[Tensor]) -> Tensor:
