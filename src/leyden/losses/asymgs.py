@@ -87,7 +87,8 @@ def segment_residual_mask(residuals: Tensor, segments: Tensor, *, quantiles: Seq
     large = torch.stack([x > x.quantile(q, -1, keepdim=True) for x, q in zip(maps, quantiles, strict=False)]).all(0)
     members = segments.flatten(-2).to(maps[0].dtype)  # [..., S, HW]
     share = large.to(members.dtype)
-    density = (members @ share.unsqueeze(-1)).squeeze(-1) / members.sum(-1).clamp(min=1.0)  # [..., S]
+    with torch.autocast(residuals.device.type, enabled=False):  # 16 bits do not count pixels exactly
+        density = (members @ share.unsqueeze(-1)).squeeze(-1) / members.sum(-1).clamp(min=1.0)  # [..., S]
     distrusted = density > share.mean(-1, keepdim=True)
     return (~(segments & distrusted[..., None, None]).any(-3)).to(residuals.dtype)
 
