@@ -188,6 +188,11 @@ def test_wrong_arguments():
             MisconfigurationException,
             r"cache holds logits only, but taps ask the teacher for \['features'\]",
         ),
+        (
+            lambda: [Distillation(network(), cache="x"), Distillation(None, KD(), taps={"body.2": "body.2"})],
+            MisconfigurationException,
+            r"cache holds logits only, but taps ask the teacher for \['body.2'\]",
+        ),
         (lambda: [Distillation(network(), cache="x"), Mixup()], MisconfigurationException, "are changed by Mixup"),
     ],
 )

@@ -93,8 +93,8 @@ class Distillation(MethodCallback):
             raise MisconfigurationException(
                 "Distillation without teacher uses that of the first Distillation in the trainer's list, which has none"
             )
+        users = [self, *(callback for callback in alike if callback.teachers is None and alike[0] is self)]
         if self.teachers is not None:
-            users = [self, *(callback for callback in alike if callback.teachers is None and alike[0] is self)]
             taps = {tap for user in users for tap in user.taps.values() if tap not in ("logits", "features")}
             self.teachers.attach(method, self.state_key, sorted(taps))
         for tap in self.taps:
@@ -109,7 +109,7 @@ class Distillation(MethodCallback):
         batch = next(iter(EvalLoader(data.dataset("train"), [rows])))
         self._dry_run(method, {key: value.to(method.device) for key, value in batch.items()})
         if self.cache is not None:
-            self._open_caches(method, data, batch["input"])
+            self._open_caches(method, data, batch["input"], users)
 
     def loss_terms(self, method: Method, batch: Batch, outputs: Outputs, terms: Terms) -> Terms:
         """Weighs ``task`` and adds ``kd``."""
@@ -183,11 +183,10 @@ class Distillation(MethodCallback):
         else:
             self._term(batch, student, teachers)
 
-    def _open_caches(self, method: Method, data: DataModule, samples: Tensor) -> None:
+    def _open_caches(self, method: Method, data: DataModule, samples: Tensor, users: "list[Distillation]") -> None:
         assert self.teachers is not None
         assert self.cache is not None
-        others = [cb for cb in method.trainer.callbacks if isinstance(cb, Distillation) and cb._uses(self)]  # type: ignore[attr-defined]
-        taps = sorted({tap for callback in others for tap in callback.taps.values()} - {"logits"})
+        taps = sorted({tap for user in users for tap in user.taps.values()} - {"logits"})
         if taps:
             raise MisconfigurationException(f"cache holds logits only, but taps ask the teacher for {taps}")
         changing = [
@@ -208,9 +207,6 @@ class Distillation(MethodCallback):
             LogitCache(Path(self.cache, f"{name}-{seen}.npy"), data.num_samples, rows.shape[1])
             for name, rows in zip(self.teachers.fingerprints, logits, strict=True)
         ]
-
-    def _uses(self, other: "Distillation") -> bool:
-        return self is other or self._first is other
 
 
 def _output(outputs: Outputs, tap: str, prefix: str = "") -> Tensor:
