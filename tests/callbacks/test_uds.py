@@ -92,6 +92,15 @@ def test_norm_is_that_of_the_singular_values_under_orthogonal_maps():
     assert nuclear_norm(x.bfloat16()).dtype == torch.float32
 
 
+@pytest.mark.parametrize("rows", [1, 3])
+def test_what_is_not_finite_has_no_norm(rows):
+    x = torch.ones(3, rows, 5)
+    x[0, 0, 2], x[2, 0, 1] = torch.inf, torch.nan
+    norms = nuclear_norm(x)
+    assert not torch.isfinite(norms[[0, 2]]).any()
+    torch.testing.assert_close(norms[1].item(), (5.0 * rows) ** 0.5)
+
+
 def test_memory_is_a_ring():
     memory = RepresentationMemory(3, 2)
     x = torch.tensor([[0.0, 0.0], [3.0, 4.0]])

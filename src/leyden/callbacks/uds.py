@@ -22,7 +22,7 @@ def nuclear_norm(logits: Tensor) -> Tensor:
     """Returns the sum of the singular values of each matrix, in float32 at least.
 
     They are roots of the eigenvalues of the smaller Gram matrix, which is of float64: in float32 those that are zero
-    would count for a thousandth of the largest.
+    would count for a thousandth of the largest. Of a matrix that is not finite, the sum is not finite either.
 
     Args:
         logits: ``[N, L, V]``.
@@ -32,7 +32,12 @@ def nuclear_norm(logits: Tensor) -> Tensor:
     """
     x = logits.double()
     gram = x @ x.mT if x.shape[-2] <= x.shape[-1] else x.mT @ x
-    values = torch.linalg.eigvalsh(gram).clamp(min=0.0).sqrt().sum(-1)
+    if gram.shape[-1] == 1:  # one vector, whose length needs no solver (which waits for a GPU)
+        values = gram.flatten(1).sqrt().sum(-1)
+    else:
+        finite = gram.isfinite().all(-1).all(-1)  # the solver raises for others, ahead of what says that a fit failed
+        values = torch.linalg.eigvalsh(gram.where(finite[:, None, None], 0.0)).clamp(min=0.0).sqrt().sum(-1)
+        values = values.where(finite, torch.nan)
     return values.to(torch.promote_types(logits.dtype, torch.float32))
 
 
