@@ -106,6 +106,9 @@ def test_errors():
         EstimatedBatchNorm2d(3, momentum=2.0)
     with pytest.raises(ValueError, match="0 is a BatchNorm3d, which has no batch-channel norm"):
         convert_batch_channel_norm(nn.Sequential(nn.BatchNorm3d(4)))
+    for option in ("affine", "track_running_stats"):
+        with pytest.raises(ValueError, match="0 must have weights and running statistics"):
+            convert_batch_channel_norm(nn.Sequential(nn.BatchNorm2d(4, **{option: False})), 2)
     with pytest.raises(ValueError, match="no module of Sequential is to be replaced"):
         convert_batch_channel_norm(nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(ValueError, match="expected 4D input"):

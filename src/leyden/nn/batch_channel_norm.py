@@ -145,12 +145,14 @@ def convert_batch_channel_norm(module: nn.Module, num_groups: int = 32, *, estim
         ``module``.
 
     Raises:
-        ValueError: there is no batch norm, or one of another class (of three dimensions, or SyncBatchNorm), or
-            ``num_groups`` does not divide its channels.
+        ValueError: there is no batch norm, or one of another class (of three dimensions, or SyncBatchNorm), without
+            weights or running statistics, or ``num_groups`` does not divide its channels.
     """
     for name, layer in module.named_modules():
         if isinstance(layer, _BatchNorm) and type(layer) not in _KINDS:
             raise ValueError(f"{name or 'module'} is a {type(layer).__name__}, which has no batch-channel norm")
+        if isinstance(layer, _BatchNorm) and not (layer.affine and layer.track_running_stats):
+            raise ValueError(f"{name or 'module'} must have weights and running statistics, as a batch-channel norm has")
 
     def build(layer: nn.Module) -> nn.Module:
         norm = cast(_BatchNorm, layer)
