@@ -8,7 +8,7 @@ from torch.optim.lr_scheduler import StepLR
 from torch.utils.data import DataLoader
 
 from leyden.callbacks import Multigrid
-from leyden.data import Digits, GaussianNoise, TensorDictDataset, TwoViews
+from leyden.data import Digits, GaussianNoise, GlobalBatchSampler, TensorDictDataset, TwoViews
 from leyden.methods import Classification
 from leyden.models import ConvNet
 
@@ -68,6 +68,10 @@ def test_the_schedule_fills_the_fit_and_a_second_fit_makes_its_own(make_trainer)
     for max_epochs, ends in ((4, [1, 2, 4]), (8, [3, 5, 8]), (1, [0, 1, 1])):
         make_trainer(multigrid, max_epochs=max_epochs).fit(method(), digits)
         assert [phase.end_epoch for phase in multigrid.schedule.phases] == ends
+    assert digits.sampler_class is GlobalBatchSampler  # again
+    with pytest.raises(MisconfigurationException, match="Multigrid sets the learning rate"):
+        make_trainer(multigrid).fit(method(scheduler=partial(StepLR, step_size=1)), digits)
+    assert digits.sampler_class is GlobalBatchSampler
 
 
 def test_running_statistics_are_those_of_the_long_cycle(make_trainer):

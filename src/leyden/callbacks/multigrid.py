@@ -73,6 +73,7 @@ class Multigrid(MethodCallback):
             self._batch_sizes(1, phase)  # checks them
         self._rates: list[list[float]] = []
         self._norms: list[tuple[_BatchNorm, float]] = []  # with their momentum
+        self._sampler_class: partial[MultigridBatchSampler] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Makes the schedule and chooses the sampler of a fit.
@@ -92,7 +93,7 @@ class Multigrid(MethodCallback):
         if epochs is not None and epochs > 0:  # else the fit has no last epoch
             self.schedule = self._make_schedule(epoch_factor=epochs / self.base_epochs)
         sizes = [(phase.end_epoch, self._batch_sizes(data.batch_size, phase)) for phase in self.schedule.phases]
-        data.sampler_class = partial(MultigridBatchSampler, batch_sizes=sizes)
+        self._sampler_class = data.sampler_class = partial(MultigridBatchSampler, batch_sizes=sizes)
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Notes the learning rates, before a checkpoint changes them, and the batch norms.
@@ -121,8 +122,13 @@ class Multigrid(MethodCallback):
         self._set_momentum(coarse=False)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        """Gives the batch norms their momentum back."""
+        """Gives the batch norms their momentum back, and the DataModule its sampler."""
         self._set_momentum(coarse=False)
+        self._take_away(trainer)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Gives the DataModule its sampler back."""
+        self._take_away(trainer)
 
     def transform_batch(self, method: Method, batch: Batch) -> Batch:
         """Puts the inputs on the grid of the step.
@@ -139,6 +145,11 @@ class Multigrid(MethodCallback):
             for name, tensor in batch.items()
             if name.startswith("input")
         }
+
+    def _take_away(self, trainer: Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, DataModule) and data.sampler_class is self._sampler_class:
+            del data.sampler_class
 
     def _place(self, method: Method) -> int:
         return cast(MultigridBatchSampler, cast(DataModule, method.datamodule).sampler).place
