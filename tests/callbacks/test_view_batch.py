@@ -5,7 +5,7 @@ from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from leyden.callbacks import ViewBatchTraining
 from leyden.core import Batch, Outputs
-from leyden.data import Digits, GaussianNoise, Sequential, ViewAugment
+from leyden.data import Digits, GaussianNoise, Sequential, ViewAugment, ViewBatch
 from leyden.losses import view_batch_loss
 from leyden.methods import Classification
 from leyden.models import MLP
@@ -47,6 +47,7 @@ def test_the_augmentation_is_wrapped_once(make_trainer):
     digits = data(augment=GaussianNoise(0.1))
     for _ in range(2):
         make_trainer(ViewBatchTraining(), max_epochs=1).fit(method(), digits)
+        assert digits.order is None, "the order is taken away after the fit"
     assert isinstance(digits.augment.first, GaussianNoise)
 
 
@@ -73,5 +74,7 @@ def test_what_cannot_be(make_trainer):
         ViewBatchTraining(weight=-1.0)
     with pytest.raises(MisconfigurationException, match="its own order, but the data have Sequential"):
         make_trainer(ViewBatchTraining()).fit(method(), data(order=Sequential()))
+    with pytest.raises(MisconfigurationException, match="its own order, but the data have ViewBatch"):
+        make_trainer(ViewBatchTraining()).fit(method(), data(order=ViewBatch(2)))
     with pytest.raises(MisconfigurationException, match="views must divide the 4 samples .*, got 3"):
         make_trainer(ViewBatchTraining(3), accumulate_grad_batches=2).fit(method(), data())

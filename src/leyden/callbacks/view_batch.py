@@ -38,6 +38,7 @@ class ViewBatchTraining(MethodCallback):
         self.views = views
         self.weight = weight
         self.start_epoch = start_epoch
+        self.order: ViewBatch | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Gives the data of a fit the order.
@@ -54,7 +55,7 @@ class ViewBatchTraining(MethodCallback):
             raise MisconfigurationException(
                 f"ViewBatchTraining orders the samples of a leyden.data.DataModule, got {type(data).__name__}"
             )
-        if not (data.order is None or isinstance(data.order, ViewBatch)):
+        if data.order is not None:
             raise MisconfigurationException(
                 f"ViewBatchTraining has its own order, but the data have {type(data.order).__name__}: leave it out"
             )
@@ -64,9 +65,22 @@ class ViewBatchTraining(MethodCallback):
                 f"views must divide the {share} samples that a process gets at a time, so that it has all views of a "
                 f"sample, got {self.views}"
             )
-        data.order = ViewBatch(self.views)
+        self.order = data.order = ViewBatch(self.views)
         if data.augment is not None and not isinstance(data.augment, ViewAugment):
             data.augment = ViewAugment(data.augment)
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Takes the order away."""
+        self._take_away(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Takes the order away."""
+        self._take_away(trainer)
+
+    def _take_away(self, trainer: Trainer) -> None:
+        data = getattr(trainer, "datamodule", None)
+        if isinstance(data, DataModule) and data.order is self.order:
+            data.order = None
 
     def loss_terms(self, method: Method, batch: Batch, outputs: Outputs, terms: Terms) -> Terms:
         """Adds ``view_batch`` in the epochs that have it."""
