@@ -10,7 +10,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 
 from leyden.callbacks import EMA
-from leyden.core import Network
+from leyden.core import MethodCallback, Network
 from leyden.data import Digits, RotatedDigits
 from leyden.methods import MetaDMoE
 from leyden.models import ConvNet
@@ -141,6 +141,20 @@ def test_without_a_step_it_is_plain_training_on_the_query(fit):
     gradients = torch.autograd.grad(loss, list(network.parameters()))
     for p, q, gradient in zip(network.parameters(), seen.methods[1]["network"].parameters(), gradients, strict=True):
         torch.testing.assert_close(q, p - 0.05 * gradient)
+
+
+def test_a_callback_that_computes_once_more_gets_the_adapted_network(fit):
+    same = []
+
+    class Again(MethodCallback):
+        def loss_terms(self, method, batch, outputs, terms):
+            same.append(torch.equal(method.compute(batch).logits, outputs.logits))
+            return terms
+
+    method = make(pretrain=0.5)
+    fit(method, Again())
+    assert same == [True] * 4
+    assert method._adapted_params == {}
 
 
 def test_meta_training_begins_with_a_new_optimizer_state(fit):

@@ -194,14 +194,20 @@ class MetaDMoE(Classification):
             batch = {key: value[self.support :] for key, value in batch.items()}
         return batch
 
+    def terms_of(self, batch: Batch) -> tuple[Outputs, Terms]:
+        """Returns outputs and loss terms behind the step of adaptation, also of what callbacks compute once more."""
+        try:
+            return super().terms_of(batch)
+        finally:
+            self._adapted_params = {}
+
     def compute(self, batch: Batch) -> Outputs:
         """Runs the network: as it is, behind the step of adaptation, or adapted to the domains of an evaluation."""
         if not self.training:
             return self._evaluated(batch) if self._adapted else super().compute(batch)
         if self._adapted_params:
-            adapted, self._adapted_params = self._adapted_params, {}
             with evaluating(self.network):
-                features = functional_call(_Features(self.network), adapted, (batch["input"],))
+                features = functional_call(_Features(self.network), self._adapted_params, (batch["input"],))
                 return Outputs(logits=self.network.head(features), features=features, extra={"meta": True})
         require_keys(batch, "domain", user="MetaDMoE")
         outputs = super().compute(batch)
