@@ -139,6 +139,34 @@ def test_projectors_are_trained_and_resumed(fit, tmp_path):
         assert torch.equal(tensor, resumed.state_dict()[name]), name
 
 
+class Centred(nn.Module):
+    """An objective with a parameter and a buffer."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("center", torch.zeros(10))
+
+    def forward(self, student, teacher):
+        if self.training:
+            self.center = 0.9 * self.center + 0.1 * teacher.mean(0)
+        return (self.scale * student - teacher + self.center).square().mean()
+
+
+def test_an_objective_with_a_state_is_trained_and_resumed(fit, tmp_path):
+    def callbacks():
+        return Distillation(network(8, seed=1), Centred()), LastCheckpoint(every_n_steps=5)
+
+    whole, _, _ = fit(*callbacks(), max_epochs=2)
+    state = whole.attached["kd_objective"].state_dict()
+    assert state["scale"] != 1.0
+    assert state["center"].count_nonzero() == 10
+    fit(*callbacks(), max_epochs=1)
+    resumed, _, _ = fit(*callbacks(), max_epochs=2, ckpt_path=next(tmp_path.rglob("last.ckpt")))
+    for name, tensor in whole.state_dict().items():
+        assert torch.equal(tensor, resumed.state_dict()[name]), name
+
+
 def test_cached_and_live_losses_are_equal(fit, tmp_path):
     teacher = network(8, seed=1)
     calls = []

@@ -4,6 +4,7 @@
 import hashlib
 import inspect
 from collections.abc import Callable, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +32,7 @@ class Distillation(MethodCallback):
         teacher: one network or several. None stands for those of the first `Distillation` in the trainer's list, which
             runs them once for all.
         objective: a loss of ``(student, teacher)`` or of ``(student, teacher, target)``, with the target of the batch
-            (None if it has none); `leyden.losses.KD` if None.
+            (None if it has none); `leyden.losses.KD` if None. Its parameters, if it has any, are trained too.
         weight: of the term.
         base_weight: weight of the method's own term ``task``; with 0 no labels are used. Those of several callbacks are
             multiplied.
@@ -100,6 +101,8 @@ class Distillation(MethodCallback):
         for tap in self.taps:
             if tap not in ("logits", "features"):
                 method.taps.add(f"network.{tap}")
+        if any(True for _ in chain(self.objective.parameters(), self.objective.buffers())):
+            method.attach(f"{self._name}_objective", self.objective.to(method.device))
         data = method.datamodule
         if not isinstance(data, DataModule):
             raise MisconfigurationException(
@@ -178,9 +181,7 @@ class Distillation(MethodCallback):
                     self._projectors[tap] = self.projectors(*(tuple(shape[1:]) for shape in shapes))
             modules = nn.ModuleList(self._projectors.values()).to(method.device)
             method.attach(f"{self._name}_projectors", modules)
-            with evaluating(modules):
-                self._term(batch, student, teachers)
-        else:
+        with evaluating(nn.ModuleList([self.objective, *self._projectors.values()])):
             self._term(batch, student, teachers)
 
     def _open_caches(self, method: Method, data: DataModule, samples: Tensor, users: "list[Distillation]") -> None:
