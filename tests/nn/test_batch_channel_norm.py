@@ -13,6 +13,7 @@ from leyden.nn import (
     EstimatedBatchNorm2d,
     WSConv2d,
     convert_batch_channel_norm,
+    frozen_running_stats,
 )
 
 
@@ -62,6 +63,15 @@ def test_two_passes_before_a_backward_pass():
     norm, x = EstimatedBatchNorm1d(2), torch.rand(5, 2, requires_grad=True)
     (norm(x).sum() + norm(x).square().sum()).backward()
     assert torch.isfinite(x.grad).all()
+
+
+def test_second_passes_can_leave_the_statistics():
+    norm, x = EstimatedBatchNorm1d(2), torch.rand(5, 2)
+    norm(x)
+    before = {name: buffer.clone() for name, buffer in norm.named_buffers()}
+    with frozen_running_stats(norm):
+        torch.testing.assert_close(norm(x + 1.0), (x + 1.0 - norm.running_mean) / (norm.running_var + 1e-5).sqrt())
+    assert all(torch.equal(buffer, before[name]) for name, buffer in norm.named_buffers())
 
 
 def test_fresh_estimates_leave_a_group_norm():

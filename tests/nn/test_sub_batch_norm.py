@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import nn
 
-from leyden.nn import SubBatchNorm1d, SubBatchNorm2d, SubBatchNorm3d
+from leyden.nn import SubBatchNorm1d, SubBatchNorm2d, SubBatchNorm3d, frozen_running_stats
 
 LAYERS = [
     (SubBatchNorm1d, nn.BatchNorm1d, (12, 3)),
@@ -62,6 +62,16 @@ def test_without_affine_and_with_a_saved_state():
     fresh = SubBatchNorm1d(3, num_splits=2, affine=False)
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh.eval()(random((4, 3))), layer.eval()(random((4, 3))))
+
+
+def test_second_passes_can_leave_the_statistics():
+    layer, x = SubBatchNorm2d(3, num_splits=2), random((4, 3, 2, 2))
+    output = layer(x)
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
+    with frozen_running_stats(layer):
+        torch.testing.assert_close(layer(x), output)
+        layer(x + 1.0)
+    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
 
 
 def test_bad_input():

@@ -44,7 +44,7 @@ class _EstimatedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``[N, C, ...]``."""
         self._check_input_dim(input)
-        if self.training:
+        if self.training and self.track_running_stats:
             self._update(input)
         return functional.batch_norm(
             input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
@@ -152,7 +152,7 @@ def convert_batch_channel_norm(module: nn.Module, num_groups: int = 32, *, estim
         if isinstance(layer, _BatchNorm) and type(layer) not in _KINDS:
             raise ValueError(f"{name or 'module'} is a {type(layer).__name__}, which has no batch-channel norm")
         if isinstance(layer, _BatchNorm) and not (layer.affine and layer.track_running_stats):
-            raise ValueError(f"{name or 'module'} must have weights and running statistics, as a batch-channel norm has")
+            raise ValueError(f"{name or 'module'} must have weights and running statistics, as its replacement has")
 
     def build(layer: nn.Module) -> nn.Module:
         norm = cast(_BatchNorm, layer)

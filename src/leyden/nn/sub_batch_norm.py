@@ -50,12 +50,13 @@ class _SubBatchNorm(_BatchNorm):
             return nn.functional.batch_norm(input, mean, variance, self.weight, self.bias, eps=self.eps)
         if len(input) % self.num_splits:
             raise ValueError(f"input must have a multiple of {self.num_splits} (num_splits) rows, got {len(input)}")
-        cast(Tensor, self.num_batches_tracked).add_(1)
+        running: tuple[Tensor | None, Tensor | None] = None, None
+        if self.track_running_stats:
+            cast(Tensor, self.num_batches_tracked).add_(1)
+            running = means.view(-1), variances.view(-1)
         weight, bias = (None if p is None else p.repeat(self.num_splits) for p in (self.weight, self.bias))
         splits = input.reshape(len(input) // self.num_splits, -1, *input.shape[2:])  # [N / S, S * C, ...]
-        output = nn.functional.batch_norm(
-            splits, means.view(-1), variances.view(-1), weight, bias, True, cast(float, self.momentum), self.eps
-        )
+        output = nn.functional.batch_norm(splits, *running, weight, bias, True, cast(float, self.momentum), self.eps)
         return output.view_as(input)
 
     def extra_repr(self) -> str:
