@@ -19,6 +19,7 @@ from leyden.callbacks.multigrid import Multigrid
 from leyden.core import Batch, Method, MethodCallback, Outputs, Terms
 from leyden.core.distributed import all_reduce_mean, is_sharded
 from leyden.core.random import sample_keys
+from leyden.nn.running_stats import frozen_running_stats
 
 __all__ = ["LanczosLearningRate", "polyak_parameters"]
 
@@ -155,16 +156,13 @@ class LanczosLearningRate(MethodCallback):
     def _spectrum(self, trainer: Trainer, method: Method, batches: list[Batch]) -> tuple[Tensor, Tensor]:
         params = [p for p in method.parameters() if p.requires_grad]
         norms = [module for module in method.modules() if isinstance(module, _BatchNorm) and module.training]
-        before = [{name: buffer.clone() for name, buffer in norm.named_buffers()} for norm in norms]
 
         def hessian_times(vector: Tensor) -> Tensor:
             parts = [part.view_as(p) for part, p in zip(vector.split([p.numel() for p in params]), params, strict=True)]
             with torch.enable_grad():
-                products = torch.stack([_product(method, batch, params, parts) for batch in batches])
-            for norm, statistics in zip(norms, before, strict=True):  # some norms have put new buffers in their place
-                for name, buffer in norm.named_buffers():
-                    buffer.copy_(statistics[name])
-            return all_reduce_mean(products.mean(0))
+                return all_reduce_mean(
+                    torch.stack([_product(method, batch, params, parts) for batch in batches]).mean(0)
+                )
 
         seed = getattr(method.datamodule, "seed", 0)
         key = sample_keys(seed, method.global_step, torch.tensor([_STREAM]))
@@ -172,7 +170,7 @@ class LanczosLearningRate(MethodCallback):
         dtype = torch.promote_types(params[0].dtype, torch.float32)
         size = sum(p.numel() for p in params)
         start = torch.randn(size, generator=generator, device=method.device, dtype=dtype)
-        with measuring(trainer, method):
+        with measuring(trainer, method), frozen_running_stats(method):
             for norm in norms:
                 norm.training = True
             return lanczos(hessian_times, start, min(self.steps, size))
