@@ -29,11 +29,12 @@ def gradient(pred, target, mask=None):
 def test_a_mask_scales_the_gradient_and_leaves_the_value():
     pred, target = images()
     loss, whole = gradient(pred, target)
-    mask = torch.linspace(0, 1, 2 * 13 * 9, dtype=torch.float64).view(2, 1, 13, 9)
+    mask = torch.linspace(0, 1, 2 * 13 * 9, dtype=torch.float64).view(2, 1, 13, 9).requires_grad_()
     for each in (mask, torch.ones_like(mask), torch.zeros_like(mask)):
         value, masked = gradient(pred, target, each)
         assert_close(value, loss)
-        assert_close(masked, whole * each)
+        assert_close(masked, whole * each.detach())
+    assert mask.grad is None
     assert_close(
         MaskedL1SSIMLoss(ssim_weight=0.5)(pred, target, mask), masked_l1_ssim_loss(pred, target, ssim_weight=0.5)
     )

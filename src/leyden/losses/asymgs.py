@@ -22,7 +22,7 @@ def masked_l1_ssim_loss(
     Args:
         pred: images ``[N, C, H, W]`` in [0, 1]; computed with in float32 at least.
         target: the same shape.
-        mask: ``[N, 1, H, W]``, 1 where the gradient is whole and 0 where there is none; all 1 if None.
+        mask: ``[N, 1, H, W]``, 1 where the gradient is whole and 0 where there is none; all 1 if None. It gets none.
         ssim_weight: w.
 
     Raises:
@@ -38,7 +38,7 @@ def masked_l1_ssim_loss(
         raise ValueError(f"ssim_weight must lie in [0, 1], got {ssim_weight}")
     pred, target = (x.to(torch.promote_types(x.dtype, torch.float32)) for x in (pred, target))
     if mask is not None:
-        mask = mask.to(pred.dtype)
+        mask = mask.detach().to(pred.dtype)  # its gradient would be 0
         pred = pred * mask + (1.0 - mask) * pred.detach()
     return (1.0 - ssim_weight) * (pred - target).abs().mean() + ssim_weight * (1.0 - _ssim(pred, target))
 
