@@ -86,5 +86,7 @@ def test_bad_input(make, teacher):
         make(TeacherSamples(teacher, 1), order=Sequential())
     with pytest.raises(ValueError, match="logits of the text's 20 tokens, it gives 30"):
         make(TeacherSamples(GPT(30, CONTEXT, dim=8, depth=1, num_heads=2), 1)).datasets()
+    with pytest.raises(ValueError, match="logits of the text's 20 tokens, it gives 1"):
+        make(TeacherSamples(GPT(1, CONTEXT, dim=8, depth=1, num_heads=2), 1)).datasets()
     with pytest.raises(ValueError, match=r"may have 3 tokens \(context\), got 4"):
         make(TeacherSamples(GPT(20, CONTEXT - 1, dim=8, depth=1, num_heads=2), 1)).datasets()
