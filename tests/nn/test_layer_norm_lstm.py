@@ -114,6 +114,13 @@ def test_errors():
         LayerNormLSTM(3, 4, 0)
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
         LayerNormLSTM(3, 4, dropout=1.0)
+    lstm, x = LayerNormLSTM(3, 4, 2), torch.rand(5, 2, 3)
+    with pytest.raises(ValueError, match=r"mask must be bool \(5, 2\), got torch.bool \(2, 5\)"):
+        lstm(x, mask=torch.ones(2, 5, dtype=torch.bool))
+    with pytest.raises(ValueError, match=r"mask must be bool \(5, 2\), got torch.int64 \(5, 2\)"):
+        lstm(x, mask=torch.ones(5, 2, dtype=torch.int64))
+    with pytest.raises(ValueError, match=r"state must be two tensors \(2, 2, 4\), got \[\(1, 2, 4\), \(1, 2, 4\)\]"):
+        lstm(x, (torch.zeros(1, 2, 4), torch.zeros(1, 2, 4)))
     packed = nn.utils.rnn.pack_sequence([torch.rand(3, 3), torch.rand(2, 3)])
     with pytest.raises(ValueError, match=r"three dimensions \(pad, and give a mask\), got PackedSequence"):
         LayerNormLSTM(3, 4)(packed)

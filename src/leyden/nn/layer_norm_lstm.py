@@ -125,16 +125,20 @@ class LayerNormLSTM(nn.Module):
             The outputs of the last layer, in the layout of the input, and the last ``(h, c)`` of all layers.
 
         Raises:
-            ValueError: the input is no tensor of three dimensions.
+            ValueError: the input is no tensor of three dimensions, or the mask or a state does not fit it.
         """
         if not isinstance(input, Tensor) or input.ndim != 3:
             got = tuple(input.shape) if isinstance(input, Tensor) else type(input).__name__
             raise ValueError(f"input must be a tensor of three dimensions (pad, and give a mask), got {got}")
+        if mask is not None and (mask.shape != input.shape[:2] or mask.dtype != torch.bool):
+            raise ValueError(f"mask must be bool {tuple(input.shape[:2])}, got {mask.dtype} {tuple(mask.shape)}")
         if self.batch_first:
             input, mask = input.transpose(0, 1), None if mask is None else mask.transpose(0, 1)
+        size = len(self.cells), input.shape[1], self.hidden_size
         if state is None:
-            zeros = input.new_zeros(len(self.cells), input.shape[1], self.hidden_size)
-            state = zeros, zeros
+            state = input.new_zeros(size), input.new_zeros(size)
+        elif any(part.shape != size for part in state):
+            raise ValueError(f"state must be two tensors {size}, got {[tuple(part.shape) for part in state]}")
         last = []
         for number, (module, h, c) in enumerate(zip(self.cells, *state, strict=True)):
             cell = cast(LayerNormLSTMCell, module)
