@@ -79,6 +79,11 @@ def test_wrong_arguments(given, message):
         make(**{"predictions": "x", **given})
 
 
+def test_too_few_samples_for_an_image(predictions):
+    with pytest.raises(ValueError, match="factor=8 puts 64 samples of a class into an image, but no class has as many"):
+        make(predictions, factor=8).dataset("train")
+
+
 def test_predictions_of_other_samples(predictions):
     with pytest.raises(ValueError, match="predicts 60 samples, which are not the 50 of the training set"):
         PCADataModule(Digits(num_train=50), predictions, batch_size=5).dataset("train")

@@ -99,7 +99,8 @@ def prune_and_combine(
         ``input`` and ``target`` of the images, and ``source_index`` ``[N, factor^2]``.
 
     Raises:
-        ValueError: the predictions are of other samples, or an argument is out of range.
+        ValueError: the predictions are of other samples, no class has samples for an image, or an argument is out of
+            range.
     """
     check_prune_and_combine(images_per_class, factor, keep, predictions)
     images, targets = samples["input"], samples["target"]
@@ -109,6 +110,8 @@ def prune_and_combine(
     # whole images only, class by class
     groups = [chosen[targets[chosen] == number] for number in targets[chosen].unique().tolist()]
     chosen = torch.cat([group[: len(group) // tiles * tiles] for group in groups])
+    if not len(chosen):
+        raise ValueError(f"factor={factor} puts {tiles} samples of a class into an image, but no class has as many")
     return {
         "input": combine_grid(images[chosen], factor),
         "target": targets[chosen[::tiles]],
