@@ -87,6 +87,13 @@ def test_queries_follow_the_mean_over_bags():
     assert torch.allclose(module.query, 0.75 * wave(1, 2, 3, phase=0.5) + 0.25 * tokens.mean(0))
 
 
+def test_the_mean_over_bags_has_32_bits_under_autocast():
+    module = small(keep_ratio=0.0, momentum=0.0).float().train()
+    with torch.autocast("cpu", torch.bfloat16):
+        tokens = module(wave(3, 5, 3, phase=0.6).float(), ALL.expand(3, 5), torch.arange(3))[0][:, 5:]
+    assert torch.allclose(module.query, tokens.float().mean(0), rtol=1e-6, atol=0.0)
+
+
 def test_the_order_of_instances_does_not_matter():
     module, order = small().eval(), torch.tensor([3, 0, 4, 1, 2])
     assert torch.allclose(module(X[:, order], ALL, KEYS)[0][:, 5:], module(X, ALL, KEYS)[0][:, 5:])

@@ -111,6 +111,6 @@ class GlobalRecycle(nn.Module):
         tokens = self.recycle(x, summed)
         if self.training:
             with torch.no_grad():
-                mean = all_reduce_mean(tokens.mean(0, keepdim=True)).to(self.query.dtype)
+                mean = all_reduce_mean(tokens.to(self.query.dtype).mean(0, keepdim=True))
                 self.query.lerp_(mean, 1.0 - self.momentum)
         return torch.cat([x, tokens], 1), functional.pad(kept, (0, tokens.shape[1]), value=True)
