@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 from torch import nn
 
@@ -59,6 +59,18 @@ def test_terms_of_a_fit(accumulate):
         present = set(ids.flatten().tolist()) - {0}
         expected = sum(0.5 * weight[j].square().sum().item() / counts[j].item() for j in present)
         assert term == pytest.approx(0.5 * expected, rel=1e-5)
+
+
+class Freeze(Callback):
+    def on_train_start(self, trainer, pl_module):
+        pl_module.network.items.eval()
+
+
+def test_what_is_in_evaluation_mode_stays_so():
+    network = DIN(21, dim=2, hidden=(4,))
+    fit(network, Freeze(), MiniBatchAwareRegularization(), max_epochs=1)
+    assert not network.items.training
+    assert network.training
 
 
 def test_counts_go_with_the_checkpoint_and_are_renewed_by_a_fit():

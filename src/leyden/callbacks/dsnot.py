@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from leyden.callbacks._prunes_at_end import PrunesAtEnd
-from leyden.core import Method
+from leyden.core import Method, evaluating
 from leyden.core.distributed import all_reduce_sum, rank, shard_like, whole, world_size
 from leyden.data import DataModule
 from leyden.data.loader import EvalLoader
@@ -85,23 +85,21 @@ class DSnoT(PrunesAtEnd):
     @torch.no_grad()
     def prune(self, trainer: Trainer, method: Method) -> None:
         """Measures and prunes, layer by layer."""
-        training = method.training
-        method.eval()
         batches = self._batches(method)
-        for layer in self._layers(method.network):
-            statistics = method.with_whole_parameters(partial(_measure, trainer, method, layer, batches))
-            stored = stored_weight(layer).data
-            weight = _rows(whole(stored))
-            ranked = statistics["input_sq"] if self.init == "wanda" else torch.ones_like(statistics["input_sq"])
-            keep = wanda_mask(weight, ranked, self.sparsity)
-            knobs: dict[str, Any] = {
-                "max_cycles": self.max_cycles,
-                "threshold": self.threshold,
-                "pattern": self._pattern,
-            }
-            keep = dsnot_mask(weight, keep, **statistics, **knobs)
-            stored.mul_(shard_like(keep.view(_rows_shape(stored)).movedim(-1, 1), stored))
-        method.train(training)
+        with evaluating(method):
+            for layer in self._layers(method.network):
+                statistics = method.with_whole_parameters(partial(_measure, trainer, method, layer, batches))
+                stored = stored_weight(layer).data
+                weight = _rows(whole(stored))
+                ranked = statistics["input_sq"] if self.init == "wanda" else torch.ones_like(statistics["input_sq"])
+                keep = wanda_mask(weight, ranked, self.sparsity)
+                knobs: dict[str, Any] = {
+                    "max_cycles": self.max_cycles,
+                    "threshold": self.threshold,
+                    "pattern": self._pattern,
+                }
+                keep = dsnot_mask(weight, keep, **statistics, **knobs)
+                stored.mul_(shard_like(keep.view(_rows_shape(stored)).movedim(-1, 1), stored))
 
     def _layers(self, network: nn.Module) -> list[nn.Module]:
         layers = prunable_layers(network, skip=self.skip, m=self._pattern[1] if self._pattern else 1)

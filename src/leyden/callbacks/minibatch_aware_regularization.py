@@ -18,6 +18,7 @@ from leyden.core import (
     Terms,
     all_gather_rows,
     all_reduce_sum,
+    evaluating,
     rank,
     world_size,
 )
@@ -145,8 +146,7 @@ class MiniBatchAwareRegularization(MethodCallback):
             for name, table in self._tables.items()
         }
         batches = eval_batches(data.num_samples, data.batch_size, world_size(), rank())
-        method.eval()
-        with trainer.precision_plugin.val_step_context():
+        with evaluating(method), trainer.precision_plugin.val_step_context():
             for batch in EvalLoader(data.dataset("train"), batches):
                 self._lookups = {}
                 method.compute(trainer.strategy.batch_to_device(trainer.precision_plugin.convert_input(batch)))
@@ -154,7 +154,6 @@ class MiniBatchAwareRegularization(MethodCallback):
                     for ids in lookups:
                         counts[name] += torch.bincount(ids.flatten(), minlength=len(counts[name]))
         self._lookups = None
-        method.train()
         for name, table in self._tables.items():
             counts[name] = all_reduce_sum(counts[name])
             if table.padding_idx is not None:
