@@ -60,9 +60,14 @@ def test_statistics_are_constants_in_the_backward_pass():
 
 
 def test_two_passes_before_a_backward_pass():
-    norm, x = EstimatedBatchNorm1d(2), torch.rand(5, 2, requires_grad=True)
-    (norm(x).sum() + norm(x).square().sum()).backward()
-    assert torch.isfinite(x.grad).all()
+    norm, x = EstimatedBatchNorm1d(2).double(), randn(0, 5, 2).requires_grad_()
+    buffers, scales = list(norm.buffers()), []
+    first = norm(x).sum()
+    scales.append((norm.running_var + 1e-5).rsqrt())
+    (first + norm(x).sum()).backward()
+    scales.append((norm.running_var + 1e-5).rsqrt())
+    torch.testing.assert_close(x.grad, sum(scales).expand(5, 2))
+    assert all(one is other for one, other in zip(norm.buffers(), buffers, strict=True))  # averages of them hold these
 
 
 def test_second_passes_can_leave_the_statistics():

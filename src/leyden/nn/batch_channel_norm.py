@@ -44,24 +44,25 @@ class _EstimatedBatchNorm(_BatchNorm):
     def forward(self, input: Tensor) -> Tensor:
         """Normalises ``[N, C, ...]``."""
         self._check_input_dim(input)
+        mean, variance = self.running_mean, self.running_var
         if self.training and self.track_running_stats:
-            self._update(input)
-        return functional.batch_norm(
-            input, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-        )
+            mean, variance = self._update(input)
+        return functional.batch_norm(input, mean, variance, self.weight, self.bias, False, 0.0, self.eps)
 
     @torch.no_grad()
-    def _update(self, input: Tensor) -> None:
+    def _update(self, input: Tensor) -> tuple[Tensor, Tensor]:
         running_mean, running_var = cast(Tensor, self.running_mean), cast(Tensor, self.running_var)
         wide = input.to(running_mean.dtype).transpose(0, 1).flatten(1)  # [C, ...]
         mean = wide.mean(1)
         variance = (wide - running_mean[:, None]).square().mean(1)
         mean, variance = all_reduce_mean(torch.stack([mean, variance]))
         momentum = cast(float, self.momentum)
-        # not in place: the backward pass of an earlier call still needs the old ones
-        self.running_mean = running_mean.lerp(mean, momentum)
-        self.running_var = running_var.lerp(variance, momentum)
+        # tensors of their own for the backward pass, which still needs them when a later call has moved the buffers
+        mean, variance = running_mean.lerp(mean, momentum), running_var.lerp(variance, momentum)
+        running_mean.copy_(mean)
+        running_var.copy_(variance)
         cast(Tensor, self.num_batches_tracked).add_(1)
+        return mean, variance
 
 
 class EstimatedBatchNorm1d(_EstimatedBatchNorm, nn.BatchNorm1d):
