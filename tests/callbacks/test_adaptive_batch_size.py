@@ -187,6 +187,13 @@ def test_the_schedule_counts_samples_or_steps(make_trainer, rule):
     assert max(by_samples.sizes) == 32
 
 
+@pytest.mark.parametrize("test", TESTS)
+def test_a_last_batch_of_one_sample_asks_for_nothing(make_trainer, test):
+    callback = AdaptiveBatchSize(test, eta=1e3, theta=1e3, nu=1e3)
+    recorder, *_ = fit(make_trainer, callback, datamodule=data(num_train=9, drop_last=False, batch_size=4))
+    assert recorder.sizes == [4, 4, 1] * 2
+
+
 def test_sizes_and_samples_are_logged(run):
     log = run("logged", callbacks=lambda: [AdaptiveBatchSize(eta=0.9, max_batch_size=24)]).log.splitlines()
     header, *rows = [line.split(",") for line in log]
@@ -272,6 +279,7 @@ def test_bad_plans():
 @pytest.mark.parametrize(
     ("arguments", "trainer", "datamodule", "message"),
     [
+        ({}, {}, {"batch_size": 1}, "compares the gradients of a batch, but batches of 1 sample have nothing to"),
         ({"max_batch_size": 4}, {}, {}, "max_batch_size=4 is below the batch size that the run begins with: 8"),
         ({"max_micro_batch_size": 4}, {}, {}, "max_micro_batch_size=4 is below the 8 samples"),
         ({"max_micro_batch_size": 8}, {}, {"drop_last": False}, "set data.drop_last to true"),

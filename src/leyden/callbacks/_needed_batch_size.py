@@ -39,6 +39,8 @@ def size_by_inner_product(
         nu: likewise.
     """
     products, squared = products.double(), _sum(mean.square())
+    if len(products) < 2:  # the last batch of an epoch: one sample does not vary
+        return 0.0, 0.0, squared
     variance = products.var().item()
     needed = _ratio(variance, theta**2 * squared**2)
     if nu is not None and squared > 0.0:  # the orthogonal parts have mean 0

@@ -172,6 +172,11 @@ class AdaptiveBatchSize(MethodCallback):
             raise MisconfigurationException(
                 f"AdaptiveBatchSize resizes the batches of a leyden.data.DataModule, got {type(data).__name__}"
             )
+        if data.batch_size < 2:
+            raise MisconfigurationException(
+                "AdaptiveBatchSize compares the gradients of a batch, but batches of 1 sample have nothing to compare: "
+                "set data.batch_size to 2 or more"
+            )
         if not data.drop_last and (trainer.world_size * accumulate > 1 or self.max_micro_batch_size is not None):
             raise MisconfigurationException(
                 "AdaptiveBatchSize cannot share the last, smaller batch of an epoch equally: set data.drop_last to true"
