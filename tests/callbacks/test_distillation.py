@@ -185,6 +185,9 @@ def test_cached_and_live_losses_are_equal(fit, tmp_path):
     assert len(calls) == 2
     fit(Distillation(network(8, seed=2), cache=str(tmp_path / "cache")), max_steps=1)
     assert len(list((tmp_path / "cache").iterdir())) == 2
+    calls.clear()
+    fit(Distillation(teacher, cache=str(tmp_path / "cache")), precision="bf16-mixed", max_epochs=1)
+    assert len(calls) == 5 + 2  # what other precisions wrote is not taken
 
 
 def test_another_teacher_cannot_go_on(fit, tmp_path):

@@ -42,7 +42,7 @@ class Distillation(MethodCallback):
         projectors: makes a module from the shapes of the two outputs (without N), such as `leyden.nn.Projector`, for
             each tap of the student but its logits. It is trained with the student, and in no exported network.
         cache: folder for the logits of the teachers, which are then computed once per training sample. Its files have
-            names that tell teachers apart.
+            names that tell teachers, data and precisions apart.
 
     Raises:
         ValueError: there is no teacher, or a weight is negative.
@@ -203,7 +203,7 @@ class Distillation(MethodCallback):
         logits = [result.logits for result in self.teachers(samples.to(method.device))]
         if logits[0].ndim != 2:
             raise MisconfigurationException(f"cache holds one row per sample, got logits {tuple(logits[0].shape)}")
-        seen = hashlib.sha256(samples.numpy().tobytes()).hexdigest()[:8]
+        seen = hashlib.sha256(samples.numpy().tobytes() + str(method.trainer.precision).encode()).hexdigest()[:8]
         self._caches = [
             LogitCache(Path(self.cache, f"{name}-{seen}.npy"), data.num_samples, rows.shape[1])
             for name, rows in zip(self.teachers.fingerprints, logits, strict=True)
