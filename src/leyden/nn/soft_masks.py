@@ -1,5 +1,5 @@
 """Masks that are learned, one per training image (C. Li et al., "Robust Neural Rendering in the Wild with Asymmetric
-Dual 3D Gaussian Splatting", 2025, arXiv 2506.03538)."""
+Dual 3D Gaussian Splatting", 2025, arXiv 2506.03538; authors' code: steveli88/AsymGS)."""
 
 import torch
 from torch import Tensor, nn
@@ -8,7 +8,7 @@ __all__ = ["SoftMasks"]
 
 
 class SoftMasks(nn.Module):
-    """``sigmoid(sharpness * logit)`` of a logit per pixel, which is 0 at first.
+    """``sigmoid(sharpness * logit)`` of a logit per pixel, which is 0 at first; 1 in the authors' code.
 
     Args:
         num_images: S.
