@@ -113,9 +113,10 @@ def test_of_a_nearest_pair_the_first_is_taken_whatever_the_rounding():
         assert positions.tolist() == [2, 4, 0, 1]
 
 
-def test_rows_with_nan_are_taken_last():
+@pytest.mark.parametrize("value", [torch.nan, torch.inf])
+def test_rows_that_are_not_finite_are_taken_last(value):
     rows = ROWS.clone()
-    rows[[1, 11], 2] = torch.nan
+    rows[[1, 11], 2] = value
     similarity = l1_similarity(rows)
     positions, weights = facility_location(similarity, 14)
     assert sorted(positions[-2:].tolist()) == [1, 11]

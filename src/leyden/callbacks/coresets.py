@@ -20,21 +20,22 @@ __all__ = [
 def l1_similarity(x: Tensor) -> Tensor:
     """Returns the largest L1 distance between two rows minus their own, ``[n, n]``, in float32 at least.
 
-    Rows with a NaN have NaN to all, and count for no distance.
+    Rows that are not finite are not finite to all either, and count for no distance.
 
     Args:
         x: ``[n, D]``.
     """
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     distance = torch.cdist(x, x, p=1)
-    return distance.nan_to_num().max() - distance
+    return distance.nan_to_num(posinf=0.0).max() - distance
 
 
 def facility_location(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """Chooses points one by one, each such that ``sum_i max_j similarity[i, j]`` over the chosen j grows most.
 
     Of equal gains, as two points have that are each other's nearest, the first point is taken, and rounding does not
-    count as a difference; the authors' lazy greedy takes any. A point with NaN is taken last.
+    count as a difference; the authors' lazy greedy takes any. A point whose similarity to itself is not finite is taken
+    last.
 
     Args:
         similarity: ``[n, n]``.
@@ -55,8 +56,8 @@ def facility_location(similarity: Tensor, k: int) -> tuple[Tensor, Tensor]:
     if not k:
         none = torch.zeros(0, dtype=torch.int64, device=similarity.device)
         return none, none
-    invalid = similarity.diagonal().isnan()
-    similarity = similarity.nan_to_num(0.0)
+    invalid = ~similarity.diagonal().isfinite()
+    similarity = similarity.nan_to_num(0.0, 0.0, 0.0)
     nearest = similarity.min().expand(n)  # [n], to what is chosen so far
     rounding = torch.finfo(similarity.dtype).eps ** 0.5 * (similarity.max() - similarity.min())
     taken = torch.zeros_like(invalid)
