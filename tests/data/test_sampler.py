@@ -446,3 +446,19 @@ def test_eval_batches_cover_exactly_in_any_layout():
 def test_eval_batches_need_a_sample_per_process():
     with pytest.raises(ValueError, match="3 samples cannot be shared by 4 processes"):
         eval_batches(3, 8, num_replicas=4)
+
+
+class Few(Order):
+    """The first three samples."""
+
+    def __call__(self, num_samples, epoch, generator):
+        return torch.arange(3)
+
+
+def test_an_order_has_a_whole_batch_and_equal_shares():
+    with pytest.raises(ValueError, match="batch_size must be at most the 3 samples that Few has in epoch 0, got 4"):
+        len(GlobalBatchSampler(48, 4, order=Few()))
+    for layout in ({"num_replicas": 2}, {"accumulate": 2}):
+        with pytest.raises(ValueError, match="the 3 samples that Few has in epoch 0 cannot be shared equally by"):
+            len(GlobalBatchSampler(48, 4, order=Few(), drop_last=False, **layout))
+    assert micro_batches(GlobalBatchSampler(48, 4, order=Few(), drop_last=False)) == [[0, 1, 2]]

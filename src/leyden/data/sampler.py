@@ -83,7 +83,8 @@ class GlobalBatchSampler:
         accumulate: micro-batches per optimizer step.
 
     Raises:
-        ValueError: ``batch_size`` is below 1, above ``num_samples`` (with ``drop_last``), or cannot be shared equally.
+        ValueError: ``batch_size`` is below 1, above ``num_samples`` (with ``drop_last``), or cannot be shared equally;
+            or, when an epoch begins, it does not fit the number of samples that ``order`` has in it.
     """
 
     def __init__(
@@ -269,7 +270,19 @@ class GlobalBatchSampler:
             seed = np.random.SeedSequence([self.seed, block]).generate_state(1, np.uint64)[0]
             generator = torch.Generator().manual_seed(int(seed))
             self._indices = self.order(self.num_samples, self.epoch, generator)
+            self._check_order(len(self._indices))
         return self._indices
+
+    def _check_order(self, count: int) -> None:
+        """Checks the length of an epoch, which need not be that of the training set."""
+        name = f"the {count} samples that {type(self.order).__name__} has in epoch {self.epoch}"
+        if self.drop_last and count < self._next_batch_size:
+            raise ValueError(f"batch_size must be at most {name}, got {self._next_batch_size}")
+        if not self.drop_last and count % (self.num_replicas * self.accumulate):
+            raise ValueError(
+                f"{name} cannot be shared equally by {self.num_replicas} processes x {self.accumulate} accumulated "
+                "micro-batches: set drop_last=True"
+            )
 
 
 def eval_batches(num_samples: int, batch_size: int, num_replicas: int = 1, rank: int = 0) -> list[list[int]]:
