@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from leyden.data import Digits, RotatedDigits
+from leyden.data import Digits, RotatedDigits, Sequential
 
 
 def test_domains_and_right_angles():
@@ -21,3 +21,13 @@ def test_domains_and_right_angles():
 def test_needs_angles():
     with pytest.raises(ValueError, match="must have one angle or more"):
         RotatedDigits(test_angles=[])
+
+
+def test_domain_batches_are_an_order():
+    with pytest.raises(ValueError, match="domain_batches is an order of its own: leave order out"):
+        RotatedDigits(domain_batches=True, order=Sequential())
+    data = RotatedDigits(domain_batches=True, batch_size=16, seed=0)
+    domain = data.dataset("train").tensors["domain"]
+    batches = [domain[batch["index"]] for batch in data.train_dataloader()]
+    assert all(len(batch) == 16 and (batch == batch[0]).all() for batch in batches)
+    assert {int(batch[0]) for batch in batches} == {0, 1, 2}
