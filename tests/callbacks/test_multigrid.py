@@ -65,8 +65,8 @@ def test_sizes_grids_and_rates_of_a_fit(make_trainer):
 
 def test_the_schedule_fills_the_fit_and_a_second_fit_makes_its_own(make_trainer):
     multigrid, digits = Multigrid(**SMALL), data()
-    for max_epochs, ends in ((4, [1, 2, 4]), (8, [3, 5, 8]), (1, [0, 1, 1])):
-        make_trainer(multigrid, max_epochs=max_epochs).fit(method(), digits)
+    for max_epochs, ends in ((4, [1, 2, 4]), (8, [3, 5, 8]), (1, [0, 1, 1]), (-1, [2, 3, 6])):
+        make_trainer(multigrid, max_epochs=max_epochs, max_steps=1 if max_epochs < 0 else -1).fit(method(), digits)
         assert [phase.end_epoch for phase in multigrid.schedule.phases] == ends
     assert digits.sampler_class is GlobalBatchSampler  # again
     with pytest.raises(MisconfigurationException, match="Multigrid sets the learning rate"):

@@ -90,8 +90,10 @@ class Multigrid(MethodCallback):
                 f"Multigrid sets the batch sizes of a leyden.data.DataModule, got {type(data).__name__}"
             )
         epochs = trainer.max_epochs
-        if epochs is not None and epochs > 0:  # else the fit has no last epoch
+        if epochs is not None and epochs > 0:
             self.schedule = self._make_schedule(epoch_factor=epochs / self.base_epochs)
+        else:  # the fit has no last epoch
+            self.schedule = self._make_schedule()
         sizes = [(phase.end_epoch, self._batch_sizes(data.batch_size, phase)) for phase in self.schedule.phases]
         self._sampler_class = data.sampler_class = partial(MultigridBatchSampler, batch_sizes=sizes)
 
