@@ -96,7 +96,7 @@ class DropoutSchedule(Callback):
         """Looks for the layers.
 
         Raises:
-            MisconfigurationException: the module is no `Method`, or the fit has no last step.
+            MisconfigurationException: the module is no `Method`.
             ValueError: there is none.
         """
         if not isinstance(pl_module, Method):
@@ -107,7 +107,11 @@ class DropoutSchedule(Callback):
         self._now = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Asks for the number of steps."""
+        """Asks for the number of steps.
+
+        Raises:
+            MisconfigurationException: the fit has no last step.
+        """
         steps = trainer.estimated_stepping_batches
         if steps == float("inf"):
             raise MisconfigurationException("DropoutSchedule needs a last step: set trainer.max_epochs or max_steps")

@@ -44,8 +44,8 @@ class ViewBatchTraining(MethodCallback):
         """Gives the data of a fit the order.
 
         Raises:
-            MisconfigurationException: they are no `leyden.data.DataModule`, have another order, or a process would not
-                get all views of a sample.
+            MisconfigurationException: they are no `leyden.data.DataModule`, have an order already, or a process would
+                not get all views of a sample.
         """
         super().setup(trainer, pl_module, stage)
         if stage != "fit":
