@@ -36,6 +36,15 @@ def test_by_hand():
     torch.testing.assert_close(half, expected, rtol=0.02, atol=0)
 
 
+def test_masked_classes_do_not_count():
+    masked = torch.cat([LOGITS, torch.full((6, 1), -torch.inf)], 1).requires_grad_()
+    plain = LOGITS.clone().requires_grad_()
+    loss, expected = view_batch_loss(masked, GROUP), view_batch_loss(plain, GROUP)
+    torch.testing.assert_close(loss, expected)
+    [gradient], [reference] = torch.autograd.grad(loss, [masked]), torch.autograd.grad(expected, [plain])
+    torch.testing.assert_close(gradient, torch.cat([reference, torch.zeros(6, 1)], 1))
+
+
 @pytest.mark.parametrize("group", [[0, 1, 2, 3, 4, 5], [3] * 6])
 def test_nothing_to_learn(group):
     logits = (LOGITS if group[0] == 0 else LOGITS[:1].repeat(6, 1)).clone().requires_grad_()

@@ -33,8 +33,10 @@ def view_batch_loss(logits: Tensor, group: Tensor, *, reduction: str = "mean") -
     first = (group.unsqueeze(1) == group).int().argmax(1)  # [N]: the first row of the same group
     other = first != torch.arange(len(group), device=group.device)
     log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
-    divergence = functional.kl_div(log_p, log_p.detach()[first], reduction="none", log_target=True).sum(-1)  # [N]
-    total = (divergence * other).sum()
+    target = log_p.detach()[first]
+    divergence = functional.kl_div(log_p, target, reduction="none", log_target=True)  # [N, C]
+    divergence = divergence.masked_fill(target == -torch.inf, 0.0)  # classes that are masked out of the scores
+    total = (divergence.sum(-1) * other).sum()
     return total / other.sum().clamp(min=1) if reduction == "mean" else total
 
 
