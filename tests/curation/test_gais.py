@@ -35,6 +35,7 @@ def test_keeps_a_share_of_each_class(given):
     again = make(**given)(Clouds(seed=0))
     assert torch.equal(again["source_index"], made["source_index"])
     assert len(make(keep=1e-6, **given)(data)["input"]) == 2  # at least one of each
+    assert len(make(keep=0.20000000000000007, **given)(data)["input"]) == 9  # an error of rounding is no sample
     # all, the equal ones once
     everything = make(keep=1.0, **given)(data)["source_index"]
     assert sorted(everything.tolist()) == [*range(45)]

@@ -34,6 +34,8 @@ def test_nearest_pairs_by_hand():
     assert distance_graph(x, quantile=0.5).triu().nonzero().tolist() == [[0, 1], [0, 2], [1, 2]]
     assert torch.equal(distance_graph(x, quantile=1.0), ~torch.eye(4, dtype=torch.bool))
     assert not distance_graph(x[:1]).any()
+    random = torch.randn(25, 2, generator=torch.Generator().manual_seed(0))
+    assert int(distance_graph(random, quantile=0.07).triu().sum()) == 21  # of 300, though 0.07 * 300 > 21 in floats
     equal = torch.zeros(3, 2)  # all pairs are as near as the nearest
     assert int(distance_graph(equal, quantile=0.1).sum()) == 6
 

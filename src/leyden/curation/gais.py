@@ -106,7 +106,8 @@ class GAIS(Curation):
         parts = []
         for number in targets.unique().tolist():
             member = order[batch["target"][order] == number]
-            parts.append(member[: math.ceil(self.keep * len(member))])
+            count = max(1, math.ceil(self.keep * len(member) - 1e-9))  # 0.07 * 100 is a little more than 7
+            parts.append(member[:count])
         kept = rows[torch.cat(parts)]
         return {"input": samples["input"][kept], "target": targets[kept], "source_index": kept}
 

@@ -61,7 +61,8 @@ def distance_graph(x: Tensor, *, quantile: float = 0.1) -> Tensor:
     if len(x) < 2:
         return graph
     distances = torch.pdist(x)  # of the pairs above the diagonal, row by row
-    near = distances <= distances.kthvalue(math.ceil(quantile * len(distances))).values
+    count = max(1, math.ceil(quantile * len(distances) - 1e-9))  # 0.28 * 25 is a little more than 7
+    near = distances <= distances.kthvalue(count).values
     graph[tuple(torch.triu_indices(len(x), len(x), 1, device=x.device)[:, near])] = True
     return graph | graph.T
 
