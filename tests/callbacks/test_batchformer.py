@@ -84,7 +84,8 @@ def test_the_encoder_is_trained_and_evaluation_has_the_plain_network(make_traine
 
 
 def test_bad_input_is_refused(make_trainer):
-    with pytest.raises(ValueError, match="weight must be at least 0, got -1"):
-        BatchFormerBranch(weight=-1.0)
+    for weight in (-1.0, float("nan")):
+        with pytest.raises(ValueError, match=f"weight must be at least 0, got {weight}"):
+            BatchFormerBranch(weight=weight)
     with pytest.raises(ValueError, match="dim must be a multiple of heads, .* got dim=6 and heads=4"):
         fit(make_trainer, BatchFormerBranch(), hidden=(6,))

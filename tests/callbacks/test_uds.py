@@ -208,6 +208,8 @@ def test_bad_input_is_refused(make_trainer):
             UDS(**{name: 0})
     with pytest.raises(ValueError, match="alpha and start_step must be at least 0, got -1.0 and 0"):
         UDS(alpha=-1.0)
+    with pytest.raises(ValueError, match="alpha and start_step must be at least 0, got nan and 0"):
+        UDS(alpha=math.nan)
     with pytest.raises(ValueError, match="k must be at most 8, the samples of a process's micro-batch, got 9"):
         fit(make_trainer, UDS(9), accumulate_grad_batches=2)
     with pytest.raises(ValueError, match=r"\[N, L, 7\] with L of at most 5, the projection's length, got \(2, 6, 7\)"):

@@ -112,6 +112,7 @@ WRONG = {
     "score must be 'attention' or 'confidence', got 'loss'": {"score": "loss"},
     r"bits must lie in 1..62, got \[8, 0\]": {"bits": [8, 0]},
     "lr must be positive, got 0": {"lr": 0},
+    "lr must be positive, got nan": {"lr": float("nan")},
 }
 
 

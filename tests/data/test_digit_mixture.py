@@ -27,7 +27,7 @@ def test_one_source_for_evaluation_and_normalised_pixels():
 
 
 def test_bad_input_is_refused():
-    for shares in ((0.5, 0.5), (0.5, 0.6, -0.1), (0.5, 0.4, 0.2)):
+    for shares in ((0.5, 0.5), (0.5, 0.6, -0.1), (0.5, 0.4, 0.2), (float("nan"), 0.5, 0.5)):
         with pytest.raises(ValueError, match="shares must be three numbers of at least 0 whose sum is 1"):
             DigitMixture(shares=shares)
     with pytest.raises(ValueError, match="eval_source must be 0, 1, 2 or None, got 3"):

@@ -26,7 +26,7 @@ class BatchFormerBranch(MethodCallback):
     """
 
     def __init__(self, heads: int = 4, dropout: float = 0.5, weight: float = 1.0) -> None:
-        if weight < 0.0:
+        if not weight >= 0.0:
             raise ValueError(f"weight must be at least 0, got {weight}")
         self.heads = heads
         self.dropout = dropout

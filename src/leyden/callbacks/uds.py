@@ -170,7 +170,7 @@ class UDS(MethodCallback):
         for name, number in sizes.items():
             if number < 1:
                 raise ValueError(f"{name} must be at least 1, got {number}")
-        if alpha < 0.0 or start_step < 0:
+        if not alpha >= 0.0 or start_step < 0:
             raise ValueError(f"alpha and start_step must be at least 0, got {alpha} and {start_step}")
         self.k = k
         self.alpha = alpha

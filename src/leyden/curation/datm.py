@@ -103,9 +103,9 @@ class DATM(Curation):
                 raise ValueError(f"{name} must be at least 1, got {count}")
         rates = {"lr_images": lr_images, "lr_labels": lr_labels, "lr_lr": lr_lr}
         for name, rate in rates.items():
-            if rate < 0.0:
+            if not rate >= 0.0:
                 raise ValueError(f"{name} must be at least 0, got {rate}")
-        if student_lr <= 0.0 or threshold <= 0.0:
+        if not (student_lr > 0.0 and threshold > 0.0):
             raise ValueError(f"student_lr and threshold must be positive, got {student_lr} and {threshold}")
         if not 0 <= min_start < start <= max_start:
             raise ValueError(f"0 <= min_start < start <= max_start must hold, got {min_start}, {start} and {max_start}")

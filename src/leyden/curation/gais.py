@@ -75,7 +75,7 @@ class GAIS(Curation):
             raise ValueError(f"score must be 'attention' or 'confidence', got {score!r}")
         if not bits or not all(1 <= number <= 62 for number in bits):
             raise ValueError(f"bits must lie in 1..62, got {bits}")
-        if lr <= 0.0:
+        if not lr > 0.0:
             raise ValueError(f"lr must be positive, got {lr}")
         self.hidden, self.heads = hidden, heads
         self.keep = keep

@@ -30,7 +30,7 @@ class DigitMixture(Digits):
         self, *, shares: Sequence[float] = (0.8, 0.15, 0.05), eval_source: int | None = None, **kwargs: Any
     ) -> None:
         super().__init__(**kwargs)
-        if len(shares) != 3 or min(shares) < 0.0 or abs(sum(shares) - 1.0) > 1e-6:
+        if len(shares) != 3 or min(shares) < 0.0 or not abs(sum(shares) - 1.0) <= 1e-6:
             raise ValueError(f"shares must be three numbers of at least 0 whose sum is 1, got {shares}")
         if eval_source not in (None, 0, 1, 2):
             raise ValueError(f"eval_source must be 0, 1, 2 or None, got {eval_source}")
