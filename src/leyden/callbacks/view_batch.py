@@ -55,7 +55,8 @@ class ViewBatchTraining(MethodCallback):
             raise MisconfigurationException(
                 f"ViewBatchTraining orders the samples of a leyden.data.DataModule, got {type(data).__name__}"
             )
-        if data.order is not None:
+        same = isinstance(data.order, ViewBatch) and data.order.period == self.views  # of another such callback
+        if data.order is not None and not same:
             raise MisconfigurationException(
                 f"ViewBatchTraining has its own order, but the data have {type(data.order).__name__}: leave it out"
             )
@@ -65,7 +66,8 @@ class ViewBatchTraining(MethodCallback):
                 f"views must divide the {share} samples that a process gets at a time, so that it has all views of a "
                 f"sample, got {self.views}"
             )
-        self.order = data.order = ViewBatch(self.views)
+        if not same:
+            self.order = data.order = ViewBatch(self.views)
         if data.augment is not None and not isinstance(data.augment, ViewAugment):
             data.augment = ViewAugment(data.augment)
 
