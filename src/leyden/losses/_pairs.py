@@ -1,4 +1,4 @@
-"""What losses over the logits of a student and a teacher have in common."""
+"""What losses over two rows of logits, as those of a student and a teacher, have in common."""
 
 import torch
 from torch import Tensor

@@ -29,7 +29,7 @@ def kd_loss(
     student = log_probabilities(student_logits, temperature)
     teacher = log_probabilities(teacher_logits, temperature)
     divergence = functional.kl_div(student, teacher, reduction="none", log_target=True).sum(-1)
-    return temperature**2 * reduce_loss(divergence, reduction)
+    return reduce_loss(temperature**2 * divergence, reduction)
 
 
 class KD(nn.Module):

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
+from leyden.losses.kd import kd_loss
 from leyden.losses.reduction import reduce_loss
 
 __all__ = ["MultiHeadDistillation", "multi_head_distillation_loss"]
@@ -46,11 +46,8 @@ def multi_head_distillation_loss(
         )
     total: Tensor | float = 0.0
     for student, member in zip(student_logits, member_logits, strict=True):
-        dtype = torch.promote_types(student.dtype, torch.float32)
-        target = (member.detach().to(dtype) / temperature).log_softmax(-1)
-        predicted = (student.to(dtype) / temperature).log_softmax(-1)
-        total = total + functional.kl_div(predicted, target, reduction="none", log_target=True).sum(-1)
-    return reduce_loss(torch.as_tensor(total) * (temperature**2 / len(shapes[0])), reduction)
+        total = total + kd_loss(student, member.detach(), temperature=temperature, reduction="none")
+    return reduce_loss(torch.as_tensor(total) / len(shapes[0]), reduction)
 
 
 class MultiHeadDistillation(nn.Module):

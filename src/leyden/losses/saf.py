@@ -5,11 +5,9 @@ sudden drops of the loss.
 The factor T^2 stands in the authors' code and not in the paper.
 """
 
-import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
-from leyden.losses.reduction import reduce_loss
+from leyden.losses.kd import kd_loss
 
 __all__ = ["TrajectoryLoss", "trajectory_loss"]
 
@@ -32,14 +30,7 @@ def trajectory_loss(
         raise ValueError(
             f"past_logits must have the shape of logits, {tuple(logits.shape)}, got {tuple(past_logits.shape)}"
         )
-    if temperature <= 0.0:
-        raise ValueError(f"temperature must be positive, got {temperature}")
-    present, past = (
-        (scores.to(torch.promote_types(scores.dtype, torch.float32)) / temperature).log_softmax(-1)
-        for scores in (logits, past_logits.detach())
-    )
-    divergence = functional.kl_div(present, past, reduction="none", log_target=True).sum(-1)  # [N]
-    return reduce_loss(temperature**2 * divergence, reduction)
+    return kd_loss(logits, past_logits.detach(), temperature=temperature, reduction=reduction)
 
 
 class TrajectoryLoss(nn.Module):

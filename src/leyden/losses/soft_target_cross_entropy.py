@@ -3,9 +3,9 @@ with Masked Hard Instance Mining for Whole Slide Image Classification", 2023, ar
 code: DearCaat/MHIM-MIL).
 """
 
-import torch
 from torch import Tensor, nn
 
+from leyden.losses._pairs import log_probabilities, probabilities
 from leyden.losses.reduction import reduce_loss
 
 __all__ = ["SoftTargetCrossEntropy", "soft_target_cross_entropy_loss"]
@@ -37,9 +37,8 @@ def soft_target_cross_entropy_loss(
     for name, value in temperatures.items():
         if not value > 0.0:
             raise ValueError(f"{name} must be positive, got {value}")
-    wide = torch.promote_types(student.dtype, torch.float32)
-    wanted = (teacher.detach().to(wide) / teacher_temperature).softmax(-1)
-    given = (student.to(wide) / student_temperature).log_softmax(-1)
+    wanted = probabilities(teacher.detach(), teacher_temperature)
+    given = log_probabilities(student, student_temperature)
     return reduce_loss(-(wanted * given).sum(-1), reduction)
 
 

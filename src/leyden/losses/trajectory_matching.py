@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from leyden.losses._pairs import log_probabilities, probabilities
 from leyden.losses.reduction import reduce_loss
 
 __all__ = ["SoftLabelLoss", "TrajectoryMatchingLoss", "soft_label_loss", "trajectory_matching_loss"]
@@ -65,8 +66,7 @@ def soft_label_loss(logits: Tensor, target_logits: Tensor, *, reduction: str = "
         raise ValueError(
             f"target_logits must have the shape of logits, {tuple(logits.shape)}, got {tuple(target_logits.shape)}"
         )
-    wide = torch.promote_types(logits.dtype, torch.float32)
-    values = -(target_logits.to(wide).softmax(-1) * logits.to(wide).log_softmax(-1)).sum(-1)  # [N]
+    values = -(probabilities(target_logits) * log_probabilities(logits)).sum(-1)  # [N]
     return reduce_loss(values, reduction)
 
 

@@ -5,6 +5,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from leyden.losses._pairs import log_probabilities
+
 __all__ = ["ViewBatchLoss", "view_batch_loss"]
 
 
@@ -32,7 +34,7 @@ def view_batch_loss(logits: Tensor, group: Tensor, *, reduction: str = "mean") -
         return logits.sum()
     first = (group.unsqueeze(1) == group).int().argmax(1)  # [N]: the first row of the same group
     other = first != torch.arange(len(group), device=group.device)
-    log_p = logits.to(torch.promote_types(logits.dtype, torch.float32)).log_softmax(-1)
+    log_p = log_probabilities(logits)
     target = log_p.detach()[first]
     divergence = functional.kl_div(log_p, target, reduction="none", log_target=True)  # [N, C]
     divergence = divergence.masked_fill(target == -torch.inf, 0.0)  # classes that are masked out of the scores
