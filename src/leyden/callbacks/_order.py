@@ -1,19 +1,16 @@
 """Callbacks that bring the order of the training samples."""
 
 from abc import abstractmethod
-from collections.abc import Iterable
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
-from leyden.core.batch import Batch
 from leyden.core.callback import NumberedCallback
-from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
 from leyden.data.poisson import PoissonBatchSampler
-from leyden.data.sampler import Order, eval_batches
+from leyden.data.sampler import Order
 
-__all__ = ["BringsOrder", "total_steps", "training_samples"]
+__all__ = ["BringsOrder", "total_steps"]
 
 
 class BringsOrder(NumberedCallback):
@@ -77,9 +74,3 @@ def total_steps(trainer: Trainer, data: DataModule) -> int:
             "an order that changes with the progress of the training needs its end: set trainer.max_epochs or max_steps"
         )
     return max(1, min(limits))
-
-
-def training_samples(data: DataModule) -> Iterable[Batch]:
-    """The training samples as they lie, in batches; on each process all of them."""
-    size = data.num_samples
-    return EvalLoader(data.dataset("train"), eval_batches(size, min(data.eval_batch_size, size)))

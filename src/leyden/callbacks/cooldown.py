@@ -4,7 +4,7 @@ Upweight? Balanced Training on Heavily Imbalanced Datasets", NAACL 2025, arXiv 2
 import torch
 from lightning.pytorch import Trainer
 
-from leyden.callbacks._order import BringsOrder, total_steps, training_samples
+from leyden.callbacks._order import BringsOrder, total_steps
 from leyden.core import require_keys
 from leyden.data import DataModule, TemperatureSampling, cooldown_temperature
 
@@ -47,7 +47,7 @@ class Cooldown(BringsOrder):
     def make_order(self, trainer: Trainer, data: DataModule) -> TemperatureSampling:
         """Looks for the domains of the samples, and returns the order."""
         domains = []
-        for batch in training_samples(data):
+        for batch in data.all_batches("train"):
             require_keys(batch, self.key, user="Cooldown")
             domains.append(batch[self.key])
         return TemperatureSampling(

@@ -8,7 +8,7 @@ from lightning.pytorch import Trainer
 from torch import Tensor
 from torch.nn import functional
 
-from leyden.callbacks._order import BringsOrder, total_steps, training_samples
+from leyden.callbacks._order import BringsOrder, total_steps
 from leyden.core import Network, copy_from_first_, evaluating, require_keys
 from leyden.data import Curriculum, DataModule, pacing_function
 
@@ -87,7 +87,7 @@ class CurriculumLearning(BringsOrder):
         reference = self.reference.to(device)
         scores, targets = [], []
         with evaluating(reference):
-            for batch in training_samples(data):
+            for batch in data.all_batches("train"):
                 require_keys(batch, "input", "target", user="CurriculumLearning")
                 logits = reference(batch["input"].to(device)).float()
                 targets.append(batch["target"])

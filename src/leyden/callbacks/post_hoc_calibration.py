@@ -3,7 +3,7 @@ Prediction Correctness", 2024, arXiv 2404.13016)."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import cast
 
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -14,8 +14,6 @@ from torch.nn.utils import parametrize
 from leyden.callbacks._changes_outputs import ChangesOutputs
 from leyden.core import Batch, Method, Outputs, sample_keys
 from leyden.data import Augment, DataModule
-from leyden.data.loader import EvalLoader
-from leyden.data.sampler import eval_batches
 from leyden.losses import correctness_aware_loss
 from leyden.nn import AdaptiveTemperature, transformed_topk_features
 
@@ -103,10 +101,9 @@ class PostHocCalibration(ChangesOutputs):
     def _validation_outputs(self, method: Method) -> tuple[Tensor, Tensor, Tensor]:
         """Logits, features and targets of all validation samples, in each process."""
         data = cast(DataModule, method.datamodule)
-        dataset: Any = data.dataset("val")
         precision = method.trainer.precision_plugin
         parts = []
-        for batch in EvalLoader(dataset, eval_batches(len(dataset), data.eval_batch_size)):
+        for batch in data.all_batches("val"):
             batch = {key: value.to(method.device) for key, value in precision.convert_input(batch).items()}
             with precision.forward_context():
                 logits = _wide(method.compute(batch).logits)

@@ -135,6 +135,11 @@ class DataModule(LightningDataModule):
         """Batches to predict of this process."""
         return self._eval_loader("predict")
 
+    def all_batches(self, split: str) -> EvalLoader:
+        """All samples of a data set as they lie, in evaluation batches; the same on each process."""
+        dataset = self.dataset(split)
+        return EvalLoader(dataset, eval_batches(len(cast(Sized, dataset)), self.eval_batch_size))
+
     def set_batch_size(self, batch_size: int, accumulate: int | None = None) -> None:
         """Resizes the global training batch from the next optimizer step on; the trainer learns the new epoch length.
 

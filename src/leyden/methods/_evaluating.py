@@ -1,6 +1,5 @@
 """Features of whole data sets within a fit, and steps that no optimizer makes."""
 
-from collections.abc import Sized
 from typing import Any, cast
 
 import torch
@@ -10,9 +9,7 @@ from torch import Tensor
 from leyden.core.batch import Batch
 from leyden.core.evaluating import evaluating
 from leyden.core.method import Method
-from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
-from leyden.data.sampler import eval_batches
 
 __all__ = ["check_whole_data_sets", "count_step", "features_and_targets"]
 
@@ -21,12 +18,10 @@ __all__ = ["check_whole_data_sets", "count_step", "features_and_targets"]
 def features_and_targets(method: Method, split: str) -> tuple[Tensor, Tensor]:
     """Of all samples of a split, on each process: features in evaluation mode, float64 ``[S, D]``, and targets."""
     data = cast(DataModule, method.datamodule)
-    dataset = data.dataset(split)
-    size = len(cast(Sized, dataset))
     features, targets = [], []
     like = next(method.network.parameters())
     with evaluating(method.network):
-        for batch in EvalLoader(dataset, eval_batches(size, min(data.eval_batch_size, size))):
+        for batch in data.all_batches(split):
             features.append(method.network.features(batch["input"].to(like)).double())
             targets.append(batch["target"].to(method.device))
     return torch.cat(features), torch.cat(targets)

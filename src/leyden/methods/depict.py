@@ -22,9 +22,7 @@ from leyden.core.distributed import shard_like
 from leyden.core.memory import SampleMemory
 from leyden.core.method import Method
 from leyden.core.network import Outputs
-from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
-from leyden.data.sampler import eval_batches
 from leyden.losses.depict import depict_loss, depict_targets
 from leyden.metrics.clustering import ClusteringAccuracy, NormalizedMutualInformation
 from leyden.models.stacked_autoencoder import StackedAutoencoder
@@ -196,8 +194,7 @@ class DEPICT(Method):
     @torch.no_grad()
     def _start_clusters(self) -> None:
         data = cast(DataModule, self.datamodule)
-        batches = eval_batches(data.num_samples, min(data.eval_batch_size, data.num_samples))
-        loader = EvalLoader(data.dataset("train"), batches)
+        loader = data.all_batches("train")
         codes = self.with_whole_parameters(
             lambda: torch.cat([self.network.features(batch["input"].to(self.network.head.weight)) for batch in loader])
         )

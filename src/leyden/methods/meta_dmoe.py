@@ -24,9 +24,7 @@ from leyden.core.batch import Batch, Terms, require_keys
 from leyden.core.evaluating import evaluating
 from leyden.core.method import OptimizerCallable
 from leyden.core.network import Network, Outputs
-from leyden.data.loader import EvalLoader
 from leyden.data.module import DataModule
-from leyden.data.sampler import eval_batches
 from leyden.methods.classification import Classification
 from leyden.nn.expert_aggregator import ExpertAggregator, exclude_expert
 from leyden.nn.inner_sgd_step import inner_sgd_step
@@ -307,10 +305,9 @@ class MetaDMoE(Classification):
         if self.pretrain == 1.0 or (fitting and self.phase == "pretrain"):
             return
         data = cast(DataModule, self.datamodule)
-        dataset = cast(Any, data.dataset(split))
         first: dict[int, list[Tensor]] = {}
         with torch.inference_mode(False):
-            for batch in EvalLoader(dataset, eval_batches(len(dataset), min(data.eval_batch_size, len(dataset)))):
+            for batch in data.all_batches(split):
                 require_keys(batch, "domain", user="MetaDMoE")
                 batch = self.trainer.precision_plugin.convert_input(batch)
                 for x, domain in zip(batch["input"], batch["domain"].tolist(), strict=True):
