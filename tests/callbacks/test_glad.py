@@ -77,6 +77,21 @@ def test_steps_are_those_of_the_formula(make_trainer, mode, expected, accumulate
         torch.testing.assert_close(p.detach(), weights[name], rtol=1e-7, atol=1e-9)
 
 
+def test_attention_is_as_before_after_a_fit_with_two(make_trainer):
+    class Kernels(Callback):
+        seen: list[bool] = []
+
+        def on_before_optimizer_step(self, trainer, pl_module, optimizer):
+            self.seen.append(torch.backends.cuda.flash_sdp_enabled())
+
+    kernels = Kernels()
+    assert torch.backends.cuda.flash_sdp_enabled()
+    fit(make_trainer, GradientNormPenalty(0.1, mode="exact"), GradientNormPenalty(0.2, mode="exact"), kernels)
+    assert kernels.seen == [False] * 3
+    assert torch.backends.cuda.flash_sdp_enabled()
+    assert torch.backends.cuda.mem_efficient_sdp_enabled()
+
+
 def test_penalty_of_no_weight_changes_nothing(make_trainer):
     plain, penalized = fit(make_trainer), fit(make_trainer, GradientNormPenalty(0.0))
     assert all(map(torch.equal, plain.parameters(), penalized.parameters()))

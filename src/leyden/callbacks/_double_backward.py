@@ -57,8 +57,9 @@ class DoubleBackward(MethodCallback):
             )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        """Chooses the attention kernel."""
-        if self.twice:
+        """Chooses the attention kernel, if it is the first that needs it: the choices of several would cross."""
+        alike = [cb for cb in trainer.callbacks if isinstance(cb, DoubleBackward) and cb.twice]  # type: ignore[attr-defined]
+        if alike[:1] == [self]:
             self._attention.enter_context(sdpa_kernel(SDPBackend.MATH))  # the others have no second derivative
 
     def on_train_batch_end(
