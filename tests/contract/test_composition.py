@@ -9,7 +9,6 @@ step, and stand in the docs. With sharded parameters every callback does what it
 import itertools
 import os
 from collections.abc import Callable
-from copy import deepcopy
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -299,7 +298,7 @@ def fit(
 
     def make(name: str) -> Callback:
         files = {USES[name].weights: str(weights)} if USES[name].weights else {}
-        return getattr(callbacks, name)(**deepcopy(USES[name].arguments), **files)  # a fit may change a teacher
+        return getattr(callbacks, name)(**USES[name].arguments, **files)
 
     last = LastCheckpoint(every_n_steps=3)
     average = [] if "EMA" in names else [EMA(0.9)]
