@@ -319,3 +319,12 @@ def test_an_order_may_change_its_length_with_the_epoch():
     fit(Data(8, order=Growing()), diary)
     assert diary.steps == [2, 6, 12]
     assert diary.validations == [2, 6, 12]
+
+
+def test_all_batches_are_the_samples_as_they_lie():
+    data = Data(batch_size=8, eval_batch_size=4)
+    batches = list(data.all_batches("val"))
+    assert [len(batch["index"]) for batch in batches] == [3, 4, 4]
+    assert torch.cat([batch["index"] for batch in batches]).tolist() == list(range(11))
+    assert torch.equal(torch.cat([batch["input"] for batch in batches]), data.dataset("val").tensors["input"])
+    assert len(Data(eval_batch_size=64).all_batches("val")) == 1
